@@ -1,0 +1,133 @@
+"""Which device computes, in which precision, and how many processes feed it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from barlowtwins.errors import ConfigError, UsageError
+
+__all__ = [
+    "available_devices",
+    "autocast",
+    "default_workers",
+    "device_name",
+    "resolve_device",
+    "resolve_precision",
+    "usable_cores",
+]
+
+MOST_WORKERS = 16  # beyond this the parent's unpickling is the limit, and memory grows with each process
+DEVICE_FORM = re.compile(r"(auto|cpu|mps|cuda(?::(\d+))?)")
+
+
+def available_devices() -> list[str]:
+    """Names that `resolve_device` accepts on this machine, best first, such as ["cuda:0", "cpu"]."""
+    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return [*found, "cpu"]
+
+
+def resolve_device(name: str | torch.device | None = "auto") -> torch.device:
+    """The device that `name` means on this machine.
+
+    Args:
+        name: "auto" (or None: the first GPU, else the CPU), "cpu", "cuda", "cuda:1", "mps", or a torch.device.
+
+    Raises:
+        UsageError: the name is not one of those.
+        ConfigError: this machine has no such device; the message lists what there is.
+    """
+    text = "auto" if name is None else str(name).strip().lower()
+    form = DEVICE_FORM.fullmatch(text)
+    if form is None:
+        near = difflib.get_close_matches(text, ("auto", "cpu", "cuda", "mps"), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"there is no kind of device {str(name)!r}{hint} (auto, cpu, cuda, cuda:N or mps)")
+    there = available_devices()
+    if text == "auto":
+        return torch.device("cuda" if there[0].startswith("cuda") else there[0])
+    wanted = f"cuda:{int(form[2] or 0)}" if text.startswith("cuda") else text
+    if wanted not in there:
+        raise ConfigError(f"device {text} is not on this machine{_why_no_cuda(text)}; there is: {', '.join(there)}")
+    return torch.device(text if text == "cuda" else wanted)
+
+
+def _why_no_cuda(text: str) -> str:
+    if text.startswith("cuda") and torch.version.cuda is None and torch.version.hip is None:
+        return f" (torch {torch.__version__} is built without CUDA)"
+    return ""
+
+
+def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What "auto" means: bf16 autocast on a GPU that computes in it natively, else fp32.
+
+    Args:
+        precision: "auto", "fp32" or "bf16"; the last is also taken for a CPU (slow without AMX or AVX512-BF16).
+
+    Raises:
+        UsageError: another word.
+        ConfigError: bf16 asked for on a GPU that cannot.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"precision {precision!r} is not one of auto, fp32, bf16")
+    if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
+        return "fp32"
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            if not torch.cuda.is_bf16_supported(including_emulation=precision == "bf16"):
+                if precision == "bf16":
+                    raise ConfigError(f"{device_name(device)} cannot compute in bf16; use --precision fp32")
+                return "fp32"
+    return "bf16"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Run the network in `precision` ("fp32" or "bf16") inside; fp32 also turns an outer autocast off."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device, such as "NVIDIA H200" or "CPU (x86_64, 2 cores)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    cores = usable_cores()
+    return f"CPU ({platform.machine()}, {cores} core{'s' if cores != 1 else ''})"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity mask, and the quota of its container."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, _container_quota(Path("/sys/fs/cgroup/cpu.max"), cores)))
+
+
+def _container_quota(cpu_max: Path, cores: int) -> int:
+    """Cores granted by a cgroup-v2 `cpu.max` file ("QUOTA PERIOD" in microseconds), or `cores` where none is set."""
+    try:
+        quota, period = cpu_max.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
+
+
+def default_workers() -> int:
+    """Processes that read images, unless told: a core each but one, shared among the processes of this machine.
+
+    `torchrun` says in LOCAL_WORLD_SIZE how many those are. 0 on a single core: then the main process reads.
+    """
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    processes = int(local) if local.isdigit() and int(local) > 0 else 1
+    return max(0, min(usable_cores() // processes - 1, MOST_WORKERS))
