@@ -15,8 +15,8 @@ import torch
 from barlowtwins.errors import ConfigError, UsageError
 
 __all__ = [
-    "available_devices",
     "autocast",
+    "available_devices",
     "default_workers",
     "device_name",
     "resolve_device",

@@ -5,6 +5,7 @@ Everything goes to standard error, so that standard output stays clean for resul
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -74,7 +75,8 @@ class Progress:
             unit=self.unit if self.unit == "B" else f" {self.unit}",
             unit_scale=self.unit == "B",
             initial=self._initial,
-            dynamic_ncols=True,
+            dynamic_ncols=_columns() > 0,
+            ncols=None if _columns() > 0 else 80,
             file=sys.stderr,
         )
 
@@ -136,6 +138,14 @@ class Progress:
             if value >= 10**power:
                 return f"{value / 10**power:.1f} {name}"
         return f"{value:.0f} B"
+
+
+def _columns() -> int:
+    """Width of the terminal; some containers say 0, on which tqdm would draw nothing."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def _clock(seconds: float) -> str:
