@@ -75,9 +75,8 @@ class Progress:
             unit=self.unit if self.unit == "B" else f" {self.unit}",
             unit_scale=self.unit == "B",
             initial=self._initial,
-            dynamic_ncols=_columns() > 0,
-            ncols=None if _columns() > 0 else 80,
             file=sys.stderr,
+            **({"dynamic_ncols": True} if _terminal_has_a_size() else {"ncols": 80, "nrows": 24}),
         )
 
     def __enter__(self) -> Progress:
@@ -140,12 +139,12 @@ class Progress:
         return f"{value:.0f} B"
 
 
-def _columns() -> int:
-    """Width of the terminal; some containers say 0, on which tqdm would draw nothing."""
+def _terminal_has_a_size() -> bool:
+    """Some containers give 0 x 0, on which tqdm would draw nothing."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        return 0 not in os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
-        return 0
+        return False
 
 
 def _clock(seconds: float) -> str:
