@@ -1,0 +1,341 @@
+"""The Barlow Twins loss: exact, in whichever of two forms is cheaper, the same on any number of processes.
+
+Each feature of the two embeddings is standardised over the batch; their cross-correlation matrix C should be the
+identity (Zbontar et al. 2021, equation 1; standardised like the published code, as batch norm does, eps 1e-5):
+
+    L = sum_i (C_ii - 1)^2 + lambd * sum_{i != j} C_ij^2
+
+The sum over all pairs of features never needs C itself, because |A'B|_F^2 = <AA', BB'>. So there are two forms of one
+function: D x D ("cross"), cheap when the batch is large, and N x N ("gram"), cheap when the projector is wide. With
+d = diag C, the gradient with respect to the standardised A (and likewise B) is
+
+    cross:  B M' / N,  M = 2 lambd C off the diagonal, 2 (d - 1) on it
+    gram:   (2/N) B ((d - 1) - lambd d) + (2 lambd / N^2) (BB') A
+
+Both are computed in the forward pass, while the products they share are at hand; the backward pass only scales them.
+"""
+
+# Legend: N images in the global batch, n = N / W of them on this process, D projector width, W processes.
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from barlowtwins.errors import ConfigError
+
+__all__ = [
+    "BarlowTwinsLoss",
+    "LossTerms",
+    "Statistics",
+    "barlow_twins_loss",
+    "choose_form",
+    "cross_correlation",
+    "off_diagonal_floor",
+    "standardize",
+]
+
+Form = Literal["auto", "gram", "cross"]
+EPS = 1e-5  # batch norm's, as in the published code
+
+
+class Statistics(NamedTuple):
+    """What one view was standardised with, over the global batch."""
+
+    mean: Tensor  # (D,)
+    var: Tensor  # (D,), biased
+
+
+class LossTerms(NamedTuple):
+    """The loss and what it is made of; only `loss` carries a gradient."""
+
+    loss: Tensor  # () on_diagonal + lambd * off_diagonal
+    on_diagonal: Tensor  # () sum of (C_ii - 1)^2
+    off_diagonal: Tensor  # () sum of C_ij^2 over i != j
+    images: int  # N, over all processes
+    floor: float  # what off_diagonal cannot go below while the diagonal is 1
+    form: Literal["gram", "cross"]
+    statistics: tuple[Statistics, Statistics]
+
+
+def standardize(z: Tensor, eps: float = EPS) -> tuple[Tensor, Statistics]:
+    """Give each feature mean 0 and variance 1 over the batch, as batch norm without affine parameters does.
+
+    Args:
+        z: (N, D) embeddings of any floating dtype; half precisions are computed in fp32.
+        eps: added to the variance, so that a feature that never varies gives 0 and not NaN.
+
+    Returns:
+        (N, D) in fp32 or fp64, and the mean and biased variance, (D,) each.
+    """
+    z = _at_least_fp32(z)
+    mean = z.mean(0)  # (D,)
+    centred = z - mean  # (N, D)
+    var = centred.square().mean(0)  # (D,)
+    return centred * torch.rsqrt(var + eps), Statistics(mean, var)
+
+
+def cross_correlation(z1: Tensor, z2: Tensor, eps: float = EPS) -> Tensor:
+    """Cross-correlation matrix of two embeddings over the batch, C = A'B / N; differentiable.
+
+    Args:
+        z1, z2: (N, D) embeddings of the two views, not standardised.
+        eps: see `standardize`.
+
+    Returns:
+        (D, D), entries from -1 to 1.
+    """
+    with torch.autocast(z1.device.type, enabled=False):
+        a, b = standardize(z1, eps)[0], standardize(z2, eps)[0]
+        return a.T @ b / len(a)  # (D, N) (N, D) -> (D, D)
+
+
+def off_diagonal_floor(n: int, d: int) -> float:
+    """Least possible sum of squared off-diagonal entries of C when its diagonal is 1.
+
+    C has rank N - 1 at most (the columns are centred), so its D eigenvalues with sum D cannot all be 1 once D > N - 1;
+    the least |C|_F^2 is then D^2 / (N - 1), of which the diagonal takes D. This is why the loss stays in the thousands
+    with D = 8192: at N = 256 the floor is 255,000, which lambd = 0.0051 turns into 1,300.
+    """
+    return max(0.0, d * d / (n - 1) - d) if n > 1 else 0.0
+
+
+def choose_form(n: int, d: int) -> Literal["gram", "cross"]:
+    """The cheaper form by multiplications, forward and backward: 4 N^2 D (gram) against 3 N D^2 (cross)."""
+    return "gram" if 4 * n < 3 * d else "cross"
+
+
+def barlow_twins_loss(
+    z1: Tensor,
+    z2: Tensor,
+    lambd: float = 0.0051,
+    *,
+    eps: float = EPS,
+    form: Form = "auto",
+    group: dist.ProcessGroup | None = None,
+) -> LossTerms:
+    """The loss of two embeddings as a function, with its parts.
+
+    Args:
+        z1, z2: (N, D) embeddings of the two views in fp64, fp32, bf16 or fp16, not standardised. With `group`,
+            the n = N / W rows of this process.
+        lambd: weight of the off-diagonal terms.
+        eps: see `standardize`.
+        form: "gram", "cross" or "auto", the cheaper one.
+        group: processes that share the batch; None: this process alone. The value is then that of the global batch
+            on every process, and the gradient is W times this process's part of the global one, so that the *average*
+            over processes, which DistributedDataParallel takes, is the gradient of the one global loss.
+
+    Raises:
+        ConfigError: shapes that do not agree, fewer than two images, or rows that differ between processes.
+    """
+    if z1.shape != z2.shape or z1.ndim != 2:
+        shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
+        raise ConfigError(f"the two embeddings have shapes {shapes}; both must be the same (N, D)")
+    n = len(z1) * (1 if group is None else dist.get_world_size(group))
+    d = z1.shape[1]
+    if n < 2:
+        raise ConfigError(f"the batch has {n} image(s); correlations need 2 or more")
+    chosen = choose_form(n, d) if form == "auto" else form
+    loss, on, off, *statistics = _Loss.apply(z1, z2, lambd, eps, chosen, group)
+    views = Statistics(*statistics[:2]), Statistics(*statistics[2:])
+    return LossTerms(loss, on, off, n, off_diagonal_floor(n, d), chosen, views)
+
+
+class BarlowTwinsLoss(nn.Module):
+    """The loss as a module for anybody's training loop: `BarlowTwinsLoss()(z1, z2).backward()`.
+
+    Where torch.distributed is running, the embeddings of all processes form one batch, and the gradient is right for
+    DistributedDataParallel, which averages. After each call `terms` holds the last `LossTerms`, for a log.
+
+    Args:
+        lambd: weight of the off-diagonal terms (0.0051 as published for D = 8192; the paper's 5e-3).
+        scale_loss: factor on the whole loss.
+        form: "gram", "cross" or "auto", the cheaper one.
+        group: processes that share the batch; the default group unless told.
+    """
+
+    def __init__(
+        self,
+        lambd: float = 0.0051,
+        scale_loss: float = 1.0,
+        *,
+        form: Form = "auto",
+        eps: float = EPS,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.lambd, self.scale_loss, self.form, self.eps, self.group = lambd, scale_loss, form, eps, group
+        self.terms: LossTerms | None = None
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """(n, D), (n, D) -> scalar, `scale_loss` times the loss of the global batch."""
+        terms = barlow_twins_loss(z1, z2, self.lambd, eps=self.eps, form=self.form, group=_sharing_group(self.group))
+        self.terms = LossTerms(terms.loss.detach(), *terms[1:])
+        return terms.loss * self.scale_loss
+
+    def extra_repr(self) -> str:
+        return f"lambd={self.lambd}, scale_loss={self.scale_loss}, form={self.form!r}"
+
+
+def _sharing_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The group whose processes share the batch, or None when this process is alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _at_least_fp32(z: Tensor) -> Tensor:
+    return z if z.dtype == torch.float64 else z.float()
+
+
+class _Loss(torch.autograd.Function):
+    """Value and gradient in one pass; the backward only multiplies by the incoming scalar."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z1: Tensor, z2: Tensor, lambd: float, eps: float, form: str, group: Any
+    ) -> tuple[Tensor, ...]:
+        gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        compute = _gram if form == "gram" else _cross
+        with torch.autocast(z1.device.type, enabled=False):
+            value, on, off, views, gradients = compute(z1, z2, lambd, eps, gradient, group)
+        if gradient:
+            ctx.save_for_backward(*(g.to(z.dtype) for g, z in zip(gradients, (z1, z2), strict=True)))
+        outputs = on, off, *views[0], *views[1]
+        ctx.mark_non_differentiable(*outputs)
+        ctx.set_materialize_grads(False)
+        return value, *outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        g1, g2 = ctx.saved_tensors
+        return grad.to(g1.dtype) * g1, grad.to(g2.dtype) * g2, None, None, None, None
+
+
+_Result = tuple[Tensor, Tensor, Tensor, tuple[Statistics, Statistics], tuple[Tensor, ...]]
+
+
+def _gram(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, group: Any) -> _Result:
+    """N x N form. Every process gathers the embeddings once and multiplies its own rows by all rows."""
+    n = len(z1)
+    w, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
+    if group is not None:
+        z1, z2 = _gather(torch.stack([z1, z2]), group)  # (N, D) each
+    (a, stats1), (b, stats2) = standardize(z1, eps), standardize(z2, eps)  # (N, D)
+    own = slice(rank * n, (rank + 1) * n)
+    a_own, b_own = a[own], b[own]  # (n, D)
+    total = n * w
+
+    d = (a * b).mean(0)  # (D,) diagonal of C
+    aa, bb = a_own @ a.T, b_own @ b.T  # (n, N)
+    frobenius = torch.linalg.vecdot(aa, bb).sum() / total**2  # () this process's rows of |C|_F^2
+
+    if gradient:
+        slope = ((d - 1) - lambd * d) * (2 / total)  # (D,)
+        # (n, N) (N, D) -> (n, D): the whole gradient of this process's rows, with no further traffic
+        ga = torch.addcmul(bb @ a * (2 * lambd / total**2), b_own, slope)
+        gb = torch.addcmul(aa @ b * (2 * lambd / total**2), a_own, slope)
+        frobenius, gradients = _through_standardize(frobenius, (ga, gb), (a_own, b_own), (stats1, stats2), eps, group)
+    else:
+        frobenius, gradients = _sum_over(frobenius, group), ()
+    on = (d - 1).square().sum()
+    off = frobenius - d.square().sum()
+    return on + lambd * off, on, off, (stats1, stats2), gradients
+
+
+def _cross(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, group: Any) -> _Result:
+    """D x D form. Every process adds its rows' part of C; C is summed over processes."""
+    total = len(z1) * (1 if group is None else dist.get_world_size(group))
+    if group is None:
+        (a, stats1), (b, stats2) = standardize(z1, eps), standardize(z2, eps)  # (n, D)
+    else:
+        (a, stats1), (b, stats2) = _standardize_over(z1, z2, eps, group)
+    c = _sum_over(a.T @ b, group).div_(total)  # (D, D)
+    d = c.diagonal().clone()  # (D,)
+    c.fill_diagonal_(0)
+    on, off = (d - 1).square().sum(), torch.linalg.vector_norm(c).square()
+
+    gradients: tuple[Tensor, ...] = ()
+    if gradient:
+        m = c.mul_(2 * lambd / total)  # in place: C is not needed any more
+        m.diagonal().copy_((d - 1) * (2 / total))
+        _, gradients = _through_standardize(on, (b @ m.T, a @ m), (a, b), (stats1, stats2), eps, group)
+    return on + lambd * off, on, off, (stats1, stats2), gradients
+
+
+def _through_standardize(
+    frobenius: Tensor,
+    gradients: tuple[Tensor, Tensor],
+    standardized: tuple[Tensor, Tensor],
+    statistics: tuple[Statistics, Statistics],
+    eps: float,
+    group: Any,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Carry the gradient from the standardised rows to the raw ones: g -> (g - mean(g) - a mean(g a)) / std.
+
+    The means are over the global batch, so they travel: 4 D numbers, and `frobenius` with them in the same message.
+    """
+    w = 1 if group is None else dist.get_world_size(group)
+    total = len(standardized[0]) * w
+    sums = [s for g, a in zip(gradients, standardized, strict=True) for s in (g.sum(0), torch.linalg.vecdot(g.T, a.T))]
+    message = _sum_over(torch.cat([frobenius.reshape(1), *sums]), group)  # (1 + 4 D,)
+    means = (message[1:] / total).view(2, 2, -1)  # (view, {g, g a}, D)
+    through = []
+    for g, a, (mean_g, mean_ga), s in zip(gradients, standardized, means, statistics, strict=True):
+        scale = torch.rsqrt(s.var + eps) * w  # W: data-parallel training averages over processes
+        through.append(g.sub_(mean_g).addcmul_(a, mean_ga, value=-1).mul_(scale))
+    return message[0], tuple(through)
+
+
+def _sum_over(x: Tensor, group: Any) -> Tensor:
+    """Sum over processes, in place; `x` carries no graph here."""
+    if group is not None:
+        dist.all_reduce(x, group=group)
+    return x
+
+
+def _gather(z: Tensor, group: Any) -> Tensor:
+    """(2, n, D) on each process -> (2, N, D) on all, rows in order of rank, in the dtype they came in."""
+    _require_equal_rows(z, group)
+    w = dist.get_world_size(group)
+    parts = z.new_empty(w, *z.shape)  # (W, 2, n, D)
+    dist.all_gather_into_tensor(parts.flatten(0, 1), z.contiguous(), group=group)
+    return parts.transpose(0, 1).flatten(1, 2)
+
+
+def _standardize_over(
+    z1: Tensor, z2: Tensor, eps: float, group: Any
+) -> tuple[tuple[Tensor, Statistics], tuple[Tensor, Statistics]]:
+    """`standardize` by the global batch's statistics, from one small gather of each process's own."""
+    z = _at_least_fp32(torch.stack([z1, z2]))  # (2, n, D)
+    _require_equal_rows(z, group)
+    w = dist.get_world_size(group)
+    mean = z.mean(1)  # (2, D)
+    var = (z - mean[:, None]).square().mean(1)  # (2, D)
+    parts = z.new_empty(w, 2, *mean.shape)  # (W, {mean, var}, 2, D)
+    dist.all_gather_into_tensor(parts.flatten(0, 1), torch.stack([mean, var]), group=group)
+    means, variances = parts.unbind(1)  # (W, 2, D) each
+    mean = means.mean(0)
+    var = variances.mean(0) + (means - mean).square().mean(0)  # within plus between processes; rows are equal in number
+    standardized = (z - mean[:, None]) * torch.rsqrt(var + eps)[:, None]
+    return (standardized[0], Statistics(mean[0], var[0])), (standardized[1], Statistics(mean[1], var[1]))
+
+
+def _require_equal_rows(z: Tensor, group: Any) -> None:
+    """Refuse processes with unequal shares: a gather of them would hang or mix rows. CPU only: it would stall a GPU."""
+    if z.device.type != "cpu":
+        return
+    shapes = torch.empty(dist.get_world_size(group), 2, dtype=torch.int64)
+    dist.all_gather_into_tensor(shapes, torch.tensor(z.shape[-2:])[None], group=group)
+    if not bool((shapes == shapes[0]).all()):
+        held = shapes.tolist()
+        raise ConfigError(f"processes hold embeddings of shapes {held}; each must have as many rows (drop_last=True)")

@@ -1,0 +1,265 @@
+"""The network: a torchvision ResNet, a projector, and `BarlowTwins`, which trains the two together.
+
+A backbone is a plain `torchvision.models.ResNet`, so that anything that takes one takes ours, and a saved one loads
+where this package is absent. Its key names, and those of the projector, are the published checkpoint's.
+"""
+
+# Legend: N images, C input channels, S side in pixels, F features of the backbone, D projector width.
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from barlowtwins.errors import ConfigError, WeightsError
+from barlowtwins.loss import BarlowTwinsLoss, LossTerms
+
+__all__ = [
+    "BACKBONES",
+    "STEMS",
+    "BarlowTwins",
+    "Recognized",
+    "build_backbone",
+    "build_projector",
+    "feature_identity",
+    "parse_projector",
+    "recognize_backbone",
+]
+
+Stem = Literal["imagenet", "small", "small-stride2"]
+STEMS: tuple[Stem, ...] = ("imagenet", "small", "small-stride2")
+
+
+class Architecture(NamedTuple):
+    """What tells one ResNet from another."""
+
+    blocks: tuple[int, int, int, int]
+    bottleneck: bool = False
+    groups: int = 1
+    width_per_group: int = 64
+    multiplier: float = 1.0  # of every width; torchvision has no name for it
+
+
+BACKBONES: dict[str, Architecture] = {
+    "resnet10_x0_5": Architecture((1, 1, 1, 1), multiplier=0.5),  # 1.2 M parameters: a CPU trains it in minutes
+    "resnet10": Architecture((1, 1, 1, 1)),
+    "resnet18": Architecture((2, 2, 2, 2)),
+    "resnet34": Architecture((3, 4, 6, 3)),
+    "resnet50": Architecture((3, 4, 6, 3), bottleneck=True),
+    "resnet101": Architecture((3, 4, 23, 3), bottleneck=True),
+    "resnet152": Architecture((3, 8, 36, 3), bottleneck=True),
+    "resnext50_32x4d": Architecture((3, 4, 6, 3), bottleneck=True, groups=32, width_per_group=4),
+    "resnext101_32x8d": Architecture((3, 4, 23, 3), bottleneck=True, groups=32, width_per_group=8),
+    "resnext101_64x4d": Architecture((3, 4, 23, 3), bottleneck=True, groups=64, width_per_group=4),
+    "wide_resnet50_2": Architecture((3, 4, 6, 3), bottleneck=True, width_per_group=128),
+    "wide_resnet101_2": Architecture((3, 4, 23, 3), bottleneck=True, width_per_group=128),
+}
+
+
+def build_backbone(name: str = "resnet50", *, stem: Stem = "imagenet", channels: int = 3, **kwargs: Any) -> ResNet:
+    """Build an untrained backbone: (N, C, S, S) -> (N, F).
+
+    Args:
+        name: a key of `BACKBONES`.
+        stem: first layers. "imagenet": 7x7 stride 2 and max-pooling. "small": 3x3 stride 1 without pooling, for images
+            up to 64 pixels. "small-stride2": 3x3 stride 2 without pooling, a quarter of that one's work.
+        channels: input channels.
+        **kwargs: passed to `torchvision.models.ResNet`; `zero_init_residual` is True unless told (as published).
+
+    Returns:
+        A `torchvision.models.ResNet` whose `fc` is a plain `nn.Identity` that carries `in_features` and
+        `out_features`, both F.
+
+    Raises:
+        ConfigError: a name or stem that is not known.
+    """
+    if name not in BACKBONES:
+        raise ConfigError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
+    if stem not in STEMS:
+        raise ConfigError(f"unknown stem {stem!r}; choose one of {', '.join(STEMS)}")
+    kind = BACKBONES[name]
+    zero_init_residual = kwargs.pop("zero_init_residual", True)
+    net = ResNet(
+        Bottleneck if kind.bottleneck else BasicBlock,
+        list(kind.blocks),
+        groups=kind.groups,
+        width_per_group=kind.width_per_group,
+        **kwargs,
+    )
+    net.fc = feature_identity(net.fc.in_features)
+    if kind.multiplier != 1.0:
+        _narrow(net, kind.multiplier)
+    _replace_stem(net, stem, channels)
+    for module in net.modules():  # torchvision's own initialisation, again: the replaced layers need it too
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if zero_init_residual:  # each block starts as the identity (as published; He et al. 2019, section 3.1)
+        for module in net.modules():
+            if isinstance(module, (Bottleneck, BasicBlock)):
+                last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+                if getattr(last, "weight", None) is not None:
+                    nn.init.zeros_(last.weight)
+    return net
+
+
+def feature_identity(features: int) -> nn.Identity:
+    """The `fc` of a backbone: the plain identity, but `nn.Linear(model.fc.in_features, k)` still works."""
+    identity = nn.Identity()
+    for name in ("in_features", "out_features"):
+        setattr(identity, name, features)
+    return identity
+
+
+def _narrow(net: ResNet, multiplier: float) -> None:
+    """Multiply every width of a basic-block ResNet by `multiplier`."""
+    norm = type(net.bn1)
+    widths = [round(width * multiplier) for width in (64, 128, 256, 512)]
+    net.inplanes = widths[0]
+    net.bn1 = norm(widths[0])
+    for stage, (width, stride) in enumerate(zip(widths, (1, 2, 2, 2), strict=True), start=1):
+        blocks = len(getattr(net, f"layer{stage}"))
+        setattr(net, f"layer{stage}", net._make_layer(BasicBlock, width, blocks, stride=stride))
+    net.fc = feature_identity(widths[-1])
+
+
+def _replace_stem(net: ResNet, stem: Stem, channels: int) -> None:
+    width = net.bn1.num_features
+    if stem == "imagenet":
+        net.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+    else:
+        stride = 2 if stem == "small-stride2" else 1
+        net.conv1 = nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+
+
+class Recognized(NamedTuple):
+    """An architecture read off the keys and shapes of a state dict."""
+
+    name: str
+    stem: Stem
+    channels: int
+
+
+def recognize_backbone(state_dict: Mapping[str, Tensor]) -> Recognized:
+    """Tell which backbone torchvision-style keys and shapes belong to.
+
+    A stride leaves no trace in the weights: a 3x3 stem is reported as "small", and files of this package say more in
+    their metadata.
+
+    Raises:
+        WeightsError: no backbone of `BACKBONES` has these keys and shapes.
+    """
+    try:
+        blocks = tuple(
+            len({key.split(".")[1] for key in state_dict if key.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
+        )
+        width, channels, kernel, _ = state_dict["conv1.weight"].shape
+        bottleneck = "layer1.0.conv3.weight" in state_dict
+        inner = state_dict["layer1.0.conv2.weight"].shape  # (out, in / groups, 3, 3)
+    except (KeyError, IndexError, ValueError) as error:
+        some = ", ".join(list(state_dict)[:3]) or "none"
+        raise WeightsError(
+            f"the keys are not a ResNet's (no {error}; first keys: {some}); "
+            "a backbone has conv1, bn1 and layer1 to layer4"
+        ) from error
+    groups = inner[0] // inner[1]
+    found = Architecture(
+        blocks,  # type: ignore[arg-type]
+        bottleneck,
+        groups,
+        inner[0] // groups if bottleneck else 64,
+        width / 64,
+    )
+    for name, known in BACKBONES.items():
+        if found == known:
+            return Recognized(name, "imagenet" if kernel == 7 else "small", channels)
+    raise WeightsError(
+        f"a ResNet of {blocks} {'bottleneck' if bottleneck else 'basic'} blocks, first width {width}, "
+        f"{groups} group(s) of {inner[1]} is not one of {', '.join(BACKBONES)}"
+    )
+
+
+def parse_projector(widths: str) -> tuple[int, ...]:
+    """ "8192-8192-8192" -> (8192, 8192, 8192); raises ConfigError for anything but positive numbers and dashes."""
+    parts = widths.split("-")
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"projector {widths!r} is not understood; write widths joined by dashes: 8192-8192-8192")
+    return tuple(int(part) for part in parts)
+
+
+def build_projector(features: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """(N, F) -> (N, D): linear layers without bias, batch norm and ReLU after all but the last (paper, section 2.2)."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise((features, *widths)):
+        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-2])
+
+
+class BarlowTwins(nn.Module):
+    """Two views, one network, one loss: `forward(y1, y2)` is the loss of a batch of twins.
+
+    The state dict has the published checkpoint's keys: `backbone.*`, `projector.{0,1,3,4,6}.*` and `bn.*`, the running
+    statistics of the standardised embedding, which nothing uses after training.
+
+    Args:
+        backbone: a name of `BACKBONES`, or a module that gives (N, F) and whose `fc` has `in_features` F.
+        projector: layer widths joined by dashes.
+        lambd: weight of the off-diagonal terms.
+        scale_loss: factor on the whole loss.
+        stem, channels: see `build_backbone`; only for a backbone given by name.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet50",
+        projector: str = "8192-8192-8192",
+        lambd: float = 0.0051,
+        scale_loss: float = 1.0,
+        *,
+        stem: Stem = "imagenet",
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if isinstance(backbone, str):
+            backbone = build_backbone(backbone, stem=stem, channels=channels)
+        widths = parse_projector(projector)
+        self.backbone: nn.Module = backbone
+        self.projector = build_projector(backbone.fc.in_features, widths)  # type: ignore[union-attr, arg-type]
+        self.bn = nn.BatchNorm1d(widths[-1], affine=False)
+        self.loss: BarlowTwinsLoss = BarlowTwinsLoss(lambd, scale_loss, eps=self.bn.eps)
+
+    @property
+    def terms(self) -> LossTerms | None:
+        """The parts of the last loss, for a log."""
+        return self.loss.terms
+
+    def embed(self, y: Tensor) -> Tensor:
+        """(N, C, S, S) -> (N, D), the projector's output, not standardised."""
+        return self.projector(self.backbone(y))
+
+    def forward(self, y1: Tensor, y2: Tensor) -> Tensor:
+        """Two views (N, C, S, S) of the same images, normalised -> the scalar loss.
+
+        The views pass one after the other, so that each is normalised by its own batch statistics, as published.
+        """
+        loss = self.loss(self.embed(y1), self.embed(y2))
+        if self.training:
+            self._track_statistics()
+        return loss
+
+    @torch.no_grad()
+    def _track_statistics(self) -> None:
+        """Move `bn`'s running statistics as it would have done itself: once a view, with the unbiased variance."""
+        assert self.loss.terms is not None
+        n = self.loss.terms.images
+        for mean, var in self.loss.terms.statistics:
+            for running, value in ((self.bn.running_mean, mean), (self.bn.running_var, var * (n / (n - 1)))):
+                assert running is not None
+                running.lerp_(value.to(running.dtype), self.bn.momentum or 0.1)
+        if self.bn.num_batches_tracked is not None:
+            self.bn.num_batches_tracked.add_(2)
