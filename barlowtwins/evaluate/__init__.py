@@ -1,1 +1,7 @@
-"""How good a representation is: kNN and, later beside it, the probes and fine-tuning protocols."""
+"""How good the features are: k nearest neighbours."""
+
+from __future__ import annotations
+
+from barlowtwins.evaluate.knn import Accuracy, knn_accuracy, knn_predict
+
+__all__ = ["Accuracy", "knn_accuracy", "knn_predict"]

@@ -1,0 +1,125 @@
+"""The rows of a bank that are nearest to a query by cosine: exact, deterministic, in bounded memory.
+
+Both sides are read chunk by chunk, so either may be a memory-mapped file larger than the memory.
+"""
+
+# Q queries, M rows in the bank, D features, K neighbours
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from barlowtwins.device import autocast
+from barlowtwins.errors import ConfigError, DataError
+
+__all__ = ["CHUNK", "Features", "chunks", "nearest", "place_of", "unit_rows"]
+
+Features: TypeAlias = "torch.Tensor | np.ndarray[Any, np.dtype[Any]]"
+
+CHUNK = 2048  # rows of either side at once: a tile of similarities and its keys take about 100 MB
+
+
+@torch.no_grad()
+def nearest(
+    bank: Features, queries: Features, k: int, *, chunk: int = CHUNK, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the `k` rows of the bank with the highest cosine similarity to each query.
+
+    Equal similarities are ordered by row number, so the answer is a function of the inputs alone. A row of zeros has
+    similarity 0 to everything. A row with a NaN or an infinity, as embedding leaves for an unreadable image, is
+    nobody's neighbour.
+
+    Args:
+        bank: (M, D), of any float type, a tensor or an array; a memory-mapped one is read once for every `chunk`
+            queries.
+        queries: (Q, D), all finite.
+        k: 1 to M.
+        chunk: rows of either side held at once; memory is about chunk * (8 D + 28 chunk) bytes.
+        device: where to multiply; the bank's own unless told (the CPU for arrays).
+
+    Returns:
+        similarity (Q, k) float32 in [-1, 1] up to rounding, highest first; row numbers (Q, k) int64. On `device`.
+
+    Raises:
+        ConfigError: `k` is more than the bank's usable rows, or widths differ.
+        DataError: a query is not finite.
+    """
+    if queries.shape[1:] != bank.shape[1:]:
+        raise ConfigError(f"queries are {queries.shape[1]} wide and the bank is {bank.shape[1]}: of the same network?")
+    if not 1 <= k <= len(bank):
+        raise ConfigError(f"{k} neighbours are asked of a bank of {len(bank)} rows; choose k from 1 to {len(bank)}")
+    place = place_of(bank, device)
+    blocks = [_nearest_block(bank, block, k, chunk) for _, block in chunks(queries, chunk, place)]
+    if not blocks:
+        return torch.empty(0, k, device=place), torch.empty(0, k, dtype=torch.int64, device=place)
+    similarity, rows = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return similarity, rows  # (Q, k), (Q, k)
+
+
+def _nearest_block(bank: Features, queries: torch.Tensor, k: int, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One block of queries (q, D) against the whole bank: keep the k best keys seen so far, chunk after chunk."""
+    queries, finite = unit_rows(queries)
+    if not finite.all():
+        raise DataError(f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinity; leave those rows out")
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    usable = 0
+    for start, block in chunks(bank, chunk, queries.device):
+        block, finite = unit_rows(block)  # (m, D), (m,)
+        with autocast(queries.device, "fp32"):
+            similarity = queries @ block.T  # (q, m)
+        similarity.masked_fill_(~finite, -torch.inf)
+        keys = torch.cat([best, _pack(similarity, start)], dim=1)  # (q, <= k + m)
+        best = keys.topk(min(k, keys.shape[1]), dim=1).values
+        usable += int(finite.sum())
+    if usable < k:
+        raise ConfigError(f"{k} neighbours are asked of a bank with {usable} usable rows; choose k up to {usable}")
+    return _unpack(best)
+
+
+def unit_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale each row (n, D) to unit length; a row of zeros stays. Also says which rows are finite, (n,) bool."""
+    features = features.float()
+    largest = features.abs().amax(dim=1, keepdim=True)  # first, so that the squares of huge or tiny rows stay in range
+    scaled = features / torch.where(largest > 0, largest, 1.0)
+    return torch.nn.functional.normalize(scaled, dim=1), largest[:, 0].isfinite()
+
+
+def _pack(similarity: torch.Tensor, start: int) -> torch.Tensor:
+    """Similarities (q, m) to rows start..start+m as int64 keys that sort by similarity, then by row number.
+
+    `topk` leaves open which of equal values it takes. A key has no equal: its upper half is the float's bits, mapped to
+    an integer of the same order; its lower half counts rows downwards.
+    """
+    bits = similarity.add_(0.0).view(torch.int32)  # + 0 makes -0.0 into 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    rows = torch.arange(start, start + similarity.shape[1], device=similarity.device)
+    return (ordered.long() << 32) | (0xFFFFFFFF - rows)
+
+
+def _unpack(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    ordered = (keys >> 32).int()
+    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+    return bits.view(torch.float32), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def chunks(features: Features, size: int, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, rows (<= size, D) float32 on `device`); of a memory-mapped array only those are read."""
+    for start in range(0, len(features), size):
+        part = features[start : start + size]
+        if isinstance(part, np.ndarray):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written
+                part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
+        yield start, part.to(device, torch.float32)
+
+
+def place_of(features: Features, device: torch.device | str | None = None) -> torch.device:
+    """`device` if told; else where a tensor lies, and the CPU for an array."""
+    if device is not None:
+        return torch.device(device)
+    return features.device if isinstance(features, torch.Tensor) else torch.device("cpu")
