@@ -78,3 +78,6 @@ class MissingExtraError(BarlowTwinsError, ImportError):
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"the module {module!r} is not installed; pip install 'barlowtwins[{extra}]' brings it")
         self.module, self.extra = module, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.module, self.extra)  # else a worker process could not hand it to its parent

@@ -65,8 +65,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", *, encoding: st
         os.replace(partial, path)
         _fsync_folder(path.parent)
     except OSError as error:
-        if error.errno is None:  # not from the file system: raised by what ran inside the `with`
-            raise
+        ours = {None, str(partial), str(path), *map(str, path.parents)}
+        if error.errno is None or error.filename not in ours:
+            raise  # raised by what ran inside the `with`, about something else
         raise _explain(error, path) from error
     finally:
         with contextlib.suppress(OSError):
