@@ -27,6 +27,7 @@ __all__ = [
     "build_backbone",
     "build_projector",
     "feature_identity",
+    "feature_width",
     "parse_projector",
     "recognize_backbone",
 ]
@@ -113,6 +114,14 @@ def feature_identity(features: int) -> nn.Identity:
     for name in ("in_features", "out_features"):
         setattr(identity, name, features)
     return identity
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """F, the width of what a backbone gives, as its `fc` carries it."""
+    width = getattr(getattr(backbone, "fc", None), "in_features", None)
+    if not isinstance(width, int):
+        raise ConfigError(f"a {type(backbone).__name__} does not say its feature width; set backbone.fc.in_features")
+    return width
 
 
 def _narrow(net: ResNet, multiplier: float) -> None:
@@ -225,11 +234,11 @@ class BarlowTwins(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        if isinstance(backbone, str):
-            backbone = build_backbone(backbone, stem=stem, channels=channels)
         widths = parse_projector(projector)
-        self.backbone: nn.Module = backbone
-        self.projector = build_projector(backbone.fc.in_features, widths)  # type: ignore[union-attr, arg-type]
+        network: nn.Module
+        network = build_backbone(backbone, stem=stem, channels=channels) if isinstance(backbone, str) else backbone
+        self.backbone = network
+        self.projector = build_projector(feature_width(network), widths)
         self.bn = nn.BatchNorm1d(widths[-1], affine=False)
         self.loss: BarlowTwinsLoss = BarlowTwinsLoss(lambd, scale_loss, eps=self.bn.eps)
 
