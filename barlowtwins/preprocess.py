@@ -34,7 +34,9 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-SLENDER = 16  # long side : short side, from where resizing the whole image only to crop its middle costs too much memory
+SLENDER = (
+    16  # long side : short side, from where resizing the whole image only to crop its middle costs too much memory
+)
 
 
 @dataclass(frozen=True)
@@ -157,22 +159,26 @@ def as_image(image: ImageLike, channels: int = 3) -> Image.Image:
     Raises:
         DataError: the file cannot be read, or the array is not an image; the message says why.
     """
-    if isinstance(image, (str, os.PathLike)):
-        read = read_image(image)
-        if isinstance(read, Unreadable):
-            raise DataError(f"cannot read {read.path}: {read.why}")
-        image = read
-    elif isinstance(image, np.ndarray):
-        image = _image_of_array(image)
-    elif not isinstance(image, Image.Image):
-        raise DataError(f"a {type(image).__name__} is no image; give a PIL image, a uint8 array (H, W, 3) or a path")
-
-    if 0 in image.size:
-        raise DataError(f"the image has no pixels: it is {image.width} x {image.height}")
-    if channels == 1 and image.mode == "L" and "transparency" not in image.info:
-        return image  # RGB and back would not change a level
-    rgb = to_rgb(image)
+    opened = _open(image)
+    if 0 in opened.size:
+        raise DataError(f"the image has no pixels: it is {opened.width} x {opened.height}")
+    if channels == 1 and opened.mode == "L" and "transparency" not in opened.info:
+        return opened  # to RGB and back would not change a level
+    rgb = to_rgb(opened)
     return rgb if channels == 3 else rgb.convert("L")
+
+
+def _open(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        return _image_of_array(image)
+    if not isinstance(image, (str, os.PathLike)):
+        raise DataError(f"a {type(image).__name__} is no image; give a PIL image, a uint8 array (H, W, 3) or a path")
+    read = read_image(image)
+    if isinstance(read, Unreadable):
+        raise DataError(f"cannot read {read.path}: {read.why}")
+    return read
 
 
 def _image_of_array(array: np.ndarray[Any, Any]) -> Image.Image:
