@@ -47,6 +47,10 @@ else:
 class FolderLock:
     """Hold `folder` (made if missing) inside a `with` block.
 
+    Args:
+        folder: what is locked.
+        name: of the lock file; several names in one folder are several locks.
+
     Raises on entry:
         RunLockedError: a live process holds it; the message names its host and process id.
         OutputError: the folder cannot be made or written to.
@@ -55,9 +59,9 @@ class FolderLock:
     _held: ClassVar[set[Path]] = set()  # record locks do not tell two holders within one process apart
     _guard = threading.Lock()
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], name: str = NAME) -> None:
         self.folder = Path(folder)
-        self._path = self.folder.resolve() / NAME
+        self._path = self.folder.resolve() / name
         self._descriptor = -1
 
     def __enter__(self) -> FolderLock:
