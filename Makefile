@@ -1,0 +1,45 @@
+# make demo, make test: each does all set-up on a fresh machine (into .venv), then runs. A second call starts at once.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help demo test faults lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     two minutes: pretrain on drawn shapes, compare features (ARGS=--fast: seconds)"
+	@echo "make test     all tests (ARGS='-m \"not slow\"', ARGS=tests/test_loss.py, ...)"
+	@echo "make faults   only the faults that the project must survive"
+	@echo "make lint     ruff and mypy"
+	@echo "make bench    every benchmark; results go to benchmarks/results"
+	@echo "make clean    remove what was built, the environment included"
+
+$(STAMP): setup.py pyproject.toml barlowtwins/version.py
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(PY) -m barlowtwins demo $(ARGS)
+
+# Two processes of one thread each: more threads than cores make every test slower.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests/faults $(ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
