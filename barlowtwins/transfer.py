@@ -31,7 +31,7 @@ __all__ = ["Transfer", "check_url"]
 
 logger = logging.getLogger("barlowtwins")
 
-PIECE = 1 << 20  # bytes read at a time
+PIECE = 1 << 16  # bytes read at a time, and lost at most when a connection breaks
 MOST_HOPS = 10  # redirects followed
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more than this is reported instead
 BUSY_STATUS = {408, 425, 429, 500, 502, 503, 504}  # "later, perhaps"; everything else from 400 on is final
@@ -123,7 +123,7 @@ class Transfer:
             try:
                 return self._attempt()
             except _Again as failure:
-                in_vain = 0 if self.done > furthest + PIECE else in_vain + 1
+                in_vain = 0 if self.done > furthest else in_vain + 1
                 furthest = max(furthest, self.done)
                 if in_vain >= self.attempts:
                     raise DownloadError(

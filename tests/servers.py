@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.server
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +42,7 @@ class Route:
 class Server:
     """Answers GET requests for the paths it was given, each with the next of its behaviours; the last one stays."""
 
+    tls: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
     routes: dict[str, Route] = field(default_factory=dict)
 
@@ -49,7 +51,7 @@ class Server:
         return self.url(path)
 
     def url(self, path: str = "") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
 
     @property
     def port(self) -> int:
@@ -80,6 +82,8 @@ class Server:
                 pass
 
         self._server: socketserver.TCPServer = Quiet(("127.0.0.1", 0), Handler)
+        if self.tls:
+            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self
