@@ -1,0 +1,265 @@
+"""The command line: find the command, let tyro fill its dataclass, call its function, print the result.
+
+A new command is a dataclass in config.py and a row in COMMANDS. The function is imported when it is called, so that
+`--help` needs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import io
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from barlowtwins import config
+from barlowtwins.errors import BarlowTwinsError, StoppedEarly, UsageError
+from barlowtwins.version import __version__
+
+__all__ = ["COMMANDS", "GROUPS", "Command", "main"]
+
+PROG = "barlowtwins"
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the table."""
+
+    settings: type
+    """A dataclass of config.py: its fields are the flags, its docstring the help."""
+    function: str
+    """"module:name" of what takes the settings and returns the result."""
+
+
+COMMANDS = {
+    "pretrain": Command(config.PretrainConfig, "barlowtwins.pretrain:pretrain"),
+    "embed": Command(config.EmbedConfig, "barlowtwins.embed:embed"),
+    "evaluate knn": Command(config.KNNConfig, "barlowtwins.evaluate:evaluate_knn"),
+    "neighbours": Command(config.NeighboursConfig, "barlowtwins.neighbours:neighbours"),
+    "weights list": Command(config.WeightsListConfig, "barlowtwins.weights:weights_list"),
+    "weights show": Command(config.WeightsShowConfig, "barlowtwins.weights:weights_show"),
+    "weights get": Command(config.WeightsGetConfig, "barlowtwins.weights:weights_get"),
+    "weights verify": Command(config.WeightsVerifyConfig, "barlowtwins.weights:weights_verify"),
+    "check": Command(config.CheckConfig, "barlowtwins.check:check"),
+    "demo": Command(config.DemoConfig, "barlowtwins.demo:demo"),
+}
+
+GROUPS = {
+    "evaluate": "Find out how good features are.",
+    "weights": "Published weights: list them, fetch them, check a file.",
+}
+
+
+@dataclass(frozen=True)
+class Common:
+    """Flags that every command takes."""
+
+    json: bool = False
+    """Print the result as one JSON object, the last line of standard output."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the words after `barlowtwins`; those of the process unless told.
+
+    Returns:
+        0 done; 1 failed, with one line on standard error; 2 bad usage; 75 stopped early and resumable; 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name of odd bytes is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED, "--debug" in arguments)
+    except StoppedEarly as stop:
+        return _complain(f"stopped: {stop}", stop.exit_code)
+    except BarlowTwinsError as error:
+        return _complain(f"error: {error}", error.exit_code, "--debug" in arguments)
+    except Exception as error:  # noqa: BLE001  whatever it is, the user gets one line, and the traceback for asking
+        return _complain(f"error: {_unforeseen(error, arguments)}", 1, "--debug" in arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    leading = []
+    while arguments and arguments[0].startswith("-"):
+        leading.append(arguments.pop(0))
+    if {"-h", "--help"} & set(leading):
+        _print(_overview())
+        return 0
+    if "--version" in leading:
+        _print(f"{PROG} {__version__}")
+        return 0
+    _check_flags(leading, {"help", "version", *_flags(Common)}, PROG)
+    if not arguments:
+        raise UsageError(f"a command is missing: {', '.join(_first_words())}; see {PROG} --help")
+    name = _command(arguments)
+    if name is None:  # the help of a group was asked for and shown
+        return 0
+    command = COMMANDS[name]
+    parsed = _parse(f"{PROG} {name}", command.settings, leading + arguments)
+    if parsed is None:
+        return 0
+    settings, common = parsed
+    module, _, function = command.function.partition(":")
+    result = getattr(importlib.import_module(module), function)(settings)
+
+    from barlowtwins import printing
+
+    _print(json.dumps(printing.plain(result), allow_nan=False) if common.json else printing.render(result))
+    return int(getattr(result, "exit_code", 0))
+
+
+def _command(arguments: list[str]) -> str | None:
+    """Take the command's one or two words off `arguments`."""
+    name = arguments.pop(0)
+    if name in GROUPS:
+        if arguments[:1] in (["-h"], ["--help"]):
+            _print(_overview(name))
+            return None
+        if not arguments or arguments[0].startswith("-"):
+            words = ", ".join(command.split()[1] for command in COMMANDS if command.startswith(f"{name} "))
+            raise UsageError(f"{name} needs one of: {words}; see {PROG} {name} --help")
+        name = f"{name} {arguments.pop(0)}"
+    if name not in COMMANDS:
+        last_words = {command.split()[-1]: command for command in COMMANDS}
+        near = difflib.get_close_matches(name, [*COMMANDS, *GROUPS, *last_words], n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {last_words.get(near[0], near[0])!r}?" if near else f"there is {', '.join(_first_words())}"
+        )
+        raise UsageError(f"there is no command {name!r}; {hint}")
+    return name
+
+
+def _parse(prog: str, settings: type, arguments: list[str]) -> tuple[Any, Common] | None:
+    """Let tyro fill the dataclass; None where the help was asked for and shown."""
+    import tyro
+
+    _check_flags(arguments, {"help", *_flags(settings), *_flags(Common)}, prog)
+    unprefixed = tyro.conf.arg(name="")
+    fields = [("settings", Annotated[settings, unprefixed]), ("common", Annotated[Common, unprefixed])]
+    call = dataclasses.make_dataclass("call", fields, namespace={"__doc__": settings.__doc__})
+    style = (
+        tyro.conf.OmitArgPrefixes,
+        tyro.conf.FlagCreatePairsOff,
+        tyro.conf.DisallowNone,
+        tyro.conf.PositionalMetavarFromFieldName,
+    )
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            parsed: Any = tyro.cli(call, prog=prog, args=arguments, config=style)
+    except SystemExit as end:
+        if end.code:
+            raise UsageError(f"{_condense(err.getvalue())}; see {prog} --help") from None
+        _print(out.getvalue().rstrip())
+        return None
+    return parsed.settings, parsed.common
+
+
+def _flags(settings: type) -> set[str]:
+    return {field.name.replace("_", "-") for field in dataclasses.fields(settings)}
+
+
+def _check_flags(arguments: Sequence[str], known: set[str], prog: str) -> None:
+    for word in arguments:
+        if word == "--":
+            return
+        flag = word[2:].partition("=")[0].replace("_", "-")
+        if not word.startswith("--") or flag in known or flag.startswith("tyro-"):
+            continue
+        near = difflib.get_close_matches(flag, sorted(known), n=1)
+        hint = f"did you mean --{near[0]}?" if near else f"see {prog} --help"
+        raise UsageError(f"{prog} has no flag --{flag}; {hint}")
+
+
+def _condense(message: str) -> str:
+    """What tyro says below a title, as one line: the part above its next rule, without the help texts."""
+    kept: list[str] = []
+    for line in message.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯─- ") and line.replace("│", " ").rstrip()
+        if not text:
+            if kept:
+                break
+        elif len(text) - len(text.lstrip()) < 8:  # deeper are the help texts of arguments
+            kept.append(text.strip())
+    return " ".join(kept).replace("'None', ", "").rstrip(".") or "the arguments cannot be understood"
+
+
+def _first_words() -> list[str]:
+    return list(dict.fromkeys(command.split()[0] for command in COMMANDS))
+
+
+def _overview(group: str | None = None) -> str:
+    """The help page of the program, or of a group of commands."""
+    from barlowtwins.printing import table
+
+    rows = [
+        [f"  {name}", str(command.settings.__doc__).partition("\n")[0]]
+        for name, command in COMMANDS.items()
+        if group is None or name.startswith(f"{group} ")
+    ]
+    return "\n".join(
+        [
+            f"usage: {PROG} {group + ' ' if group else ''}COMMAND ... [--json] [--debug]",
+            "",
+            GROUPS[group] if group else "Barlow Twins: pretrain without labels, embed images, find out how good it is.",
+            "",
+            table(rows),
+            "",
+            "Every command takes --help; --json prints the result as one JSON object, --debug an error's traceback.",
+        ]
+    )
+
+
+def _unforeseen(error: Exception, arguments: Sequence[str]) -> str:
+    """One line for an error that nobody raised on purpose."""
+    said = str(error).strip().partition("\n")[0]
+    torch = sys.modules.get("torch")
+    if (
+        isinstance(error, MemoryError)
+        or (torch and isinstance(error, torch.OutOfMemoryError))
+        or "allocate mem" in said
+    ):
+        advice = "make --batch-size smaller"
+        if "pretrain" in arguments:
+            advice += (
+                ", or keep it and set --micro-batch-size to a part of it, which gives the same loss in less memory"
+            )
+        return f"out of memory ({said or type(error).__name__}); {advice}"
+    if isinstance(error, OSError):
+        return f"{error}"
+    return f"unforeseen {type(error).__name__}: {said or 'without a message'}; --debug shows where"
+
+
+def _complain(text: str, code: int, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more
+        print(f"{PROG}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _print(text: str) -> None:
+    """Print to standard output; a reader that has gone (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+
+
+if __name__ == "__main__":
+    sys.exit(main())
