@@ -1,0 +1,231 @@
+"""An EMB folder on disk: the embeddings in one of three formats, `index.csv` and `meta.json`. Write it, open it.
+
+Row k of every file is image k of the sorted source. Everything is written block by block and opened memory-mapped
+(Parquet apart), so that a million rows do not need a million rows of memory.
+"""
+
+# N rows, n of them in a block, D features
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from barlowtwins.errors import DataError, MissingExtraError
+
+__all__ = [
+    "FILES",
+    "INDEX",
+    "META",
+    "OK",
+    "Block",
+    "Embeddings",
+    "IndexRow",
+    "is_embeddings",
+    "open_embeddings",
+    "read_index",
+    "require_format",
+    "write_features",
+    "write_index",
+]
+
+FILES = {"npy": "embeddings.npy", "parquet": "embeddings.parquet", "safetensors": "embeddings.safetensors"}
+INDEX = "index.csv"
+META = "meta.json"  # written last: a folder that has it is complete
+LAYOUT = 1  # version of these files
+OK = "ok"  # status of a row that holds features; any other says why it is NaN
+
+KEEP = "surrogateescape"  # a path need not be valid Unicode: its bytes are kept
+
+
+class IndexRow(NamedTuple):
+    """One line of `index.csv`."""
+
+    row: int
+    path: str
+    label: str
+    """Class name; empty if unlabelled."""
+    status: str
+
+
+class Block(NamedTuple):
+    """Consecutive rows on their way to a file."""
+
+    features: npt.NDArray[np.float32]
+    """(n, D)"""
+    entries: list[IndexRow]
+    """n of them."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A complete EMB folder."""
+
+    folder: Path
+    meta: dict[str, Any]
+    features: npt.NDArray[np.float32]
+    """(N, D), read-only; memory-mapped unless the format is Parquet."""
+
+    def index(self) -> Iterator[IndexRow]:
+        """The lines of `index.csv`, one after the other."""
+        return read_index(self.folder / INDEX)
+
+
+def is_embeddings(folder: str | Path) -> bool:
+    """Whether `folder` is a complete EMB folder."""
+    return (Path(folder) / META).is_file() and (Path(folder) / INDEX).is_file()
+
+
+def open_embeddings(folder: str | Path) -> Embeddings:
+    """Open an EMB folder without reading its rows.
+
+    Raises:
+        DataError: it is none, is not complete, or its files do not fit each other.
+        MissingExtraError: it is in Parquet and pyarrow is not installed.
+    """
+    folder = Path(folder)
+    if not is_embeddings(folder):
+        unfinished = " (embedding into it has not finished: run that command again)" if folder.is_dir() else ""
+        raise DataError(f"{folder} is not a folder that `barlowtwins embed` has made{unfinished}")
+    try:
+        meta = json.loads((folder / META).read_text("utf-8"))
+        if meta["layout"] > LAYOUT:
+            raise DataError(f"{folder} was made by a newer barlowtwins; this one reads layout {LAYOUT}")
+        features = _READERS[meta["format"]](folder / FILES[meta["format"]])
+        if features.shape != (meta["rows"], meta["dim"]) or features.dtype != np.float32:
+            raise ValueError(f"the embeddings are {features.dtype} {features.shape}, not {meta['rows'], meta['dim']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the embeddings in {folder} are damaged: {error}; embed again with --overwrite") from error
+    return Embeddings(folder, meta, features)
+
+
+def write_features(file: IO[bytes], form: str, blocks: Iterable[Block], rows: int, dim: int) -> None:
+    """Write the embeddings (rows, dim) into a binary file, a block at a time.
+
+    Args:
+        file: an open file, such as `atomic_write` gives.
+        form: a key of `FILES`.
+        blocks: all rows in order.
+        rows, dim: known beforehand, since they stand in the head of the file.
+
+    Raises:
+        MissingExtraError: "parquet" without pyarrow.
+    """
+    _WRITERS[form](file, blocks, rows, dim)
+
+
+def write_index(file: IO[bytes], entries: Iterable[IndexRow]) -> None:
+    """Write the lines of `index.csv` into a binary file."""
+    text = io.TextIOWrapper(file, encoding="utf-8", errors=KEEP, newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(IndexRow._fields)
+    writer.writerows(entries)
+    text.detach()  # flushes, and leaves the file open
+
+
+def read_index(path: Path) -> Iterator[IndexRow]:
+    """Read `index.csv` line by line.
+
+    Raises:
+        DataError: the file is not as `write_index` made it.
+    """
+    with open(path, encoding="utf-8", errors=KEEP, newline="") as file:
+        lines = csv.reader(file)
+        if tuple(next(lines, ())) != IndexRow._fields:
+            raise DataError(f"{path} does not begin with the line {','.join(IndexRow._fields)}")
+        for expected, line in enumerate(lines):
+            if len(line) != len(IndexRow._fields) or line[0] != str(expected):
+                raise DataError(f"{path} is damaged: the entry of row {expected} is {line}; embed again (--overwrite)")
+            yield IndexRow(expected, *line[1:])
+
+
+def require_format(form: str) -> None:
+    """Raise MissingExtraError now, rather than after hours, if `form` needs what is not installed."""
+    if form == "parquet":
+        _pyarrow()
+
+
+# One writer and one reader a format ---------------------------------------------------------------------------------
+
+
+def _write_npy(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int) -> None:
+    head = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+    np.lib.format.write_array_header_1_0(file, head)
+    for block in blocks:
+        file.write(block.features.astype("<f4", copy=False).tobytes())
+
+
+def _read_npy(path: Path) -> npt.NDArray[np.float32]:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _write_safetensors(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int) -> None:
+    """The library writes whole tensors only; the format is a length, a JSON head and the bytes."""
+    tensor = {"dtype": "F32", "shape": [rows, dim], "data_offsets": [0, 4 * rows * dim]}
+    head = json.dumps({"__metadata__": {"format": "pt"}, "embeddings": tensor}).encode()
+    head += b" " * (-len(head) % 8)  # so that the data are aligned
+    file.write(struct.pack("<Q", len(head)) + head)
+    for block in blocks:
+        file.write(block.features.astype("<f4", copy=False).tobytes())
+
+
+def _read_safetensors(path: Path) -> npt.NDArray[np.float32]:
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        tensor = json.loads(file.read(length))["embeddings"]
+    return np.memmap(path, dtype="<f4", mode="r", offset=8 + length, shape=tuple(tensor["shape"]))
+
+
+def _write_parquet(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int) -> None:
+    """One row group a block; beside the features all columns of the index, so that the file serves alone."""
+    arrow, parquet = _pyarrow()
+    names = [(name, arrow.int64() if name == "row" else arrow.string()) for name in IndexRow._fields]
+    schema = arrow.schema([*names, ("embedding", arrow.list_(arrow.float32(), dim))])
+    with parquet.ParquetWriter(file, schema) as writer:
+        for block in blocks:
+            columns = [
+                arrow.array([_valid(value) for value in column], kind)
+                for column, (_, kind) in zip(zip(*block.entries, strict=True), names, strict=True)
+            ]
+            features = arrow.FixedSizeListArray.from_arrays(block.features.ravel(), dim)
+            writer.write_table(arrow.Table.from_arrays([*columns, features], schema=schema))
+
+
+def _read_parquet(path: Path) -> npt.NDArray[np.float32]:
+    _, parquet = _pyarrow()
+    column = parquet.read_table(path, columns=["embedding"]).column("embedding").combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+
+
+def _valid(value: int | str) -> int | str:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise MissingExtraError("pyarrow", "parquet") from None
+    return pyarrow, pyarrow.parquet
+
+
+_WRITERS: dict[str, Callable[[IO[bytes], Iterable[Block], int, int], None]] = {
+    "npy": _write_npy,
+    "parquet": _write_parquet,
+    "safetensors": _write_safetensors,
+}
+_READERS: dict[str, Callable[[Path], npt.NDArray[np.float32]]] = {
+    "npy": _read_npy,
+    "parquet": _read_parquet,
+    "safetensors": _read_safetensors,
+}

@@ -1,0 +1,138 @@
+"""The files of an EMB folder, read back by the libraries that users will read them with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from barlowtwins.embeddings import (
+    FILES,
+    INDEX,
+    META,
+    OK,
+    Block,
+    IndexRow,
+    open_embeddings,
+    read_index,
+    write_features,
+    write_index,
+)
+from barlowtwins.errors import DataError
+
+ROWS, DIM = 11, 5
+NAMES = ["plain.jpg", "with, comma.png", 'with "quotes".png', "two\nlines.png", "日本.jpg", "bytes-\udcff.jpg"]
+
+
+def features() -> np.ndarray:
+    values = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
+    values[3] = np.nan
+    return values
+
+
+def entries() -> list[IndexRow]:
+    return [
+        IndexRow(
+            row, NAMES[row % len(NAMES)], "T-shirt/top" if row % 2 else "", OK if row != 3 else "the file is empty"
+        )
+        for row in range(ROWS)
+    ]
+
+
+def blocks() -> Iterator[Block]:
+    for start in range(0, ROWS, 4):
+        yield Block(features()[start : start + 4], entries()[start : start + 4])
+
+
+def write_lines(folder: Path, lines: list[IndexRow]) -> None:
+    with open(folder / INDEX, "wb") as file:
+        write_index(file, lines)
+
+
+def write_folder(folder: Path, form: str) -> Path:
+    with open(folder / FILES[form], "wb") as file:
+        write_features(file, form, blocks(), ROWS, DIM)
+    write_lines(folder, entries())
+    (folder / META).write_text(json.dumps({"layout": 1, "format": form, "rows": ROWS, "dim": DIM}))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet", "safetensors"])
+def test_what_is_written_is_read_back(tmp_path: Path, form: str) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    opened = open_embeddings(write_folder(tmp_path, form))
+    np.testing.assert_array_equal(opened.features, features())
+    assert list(opened.index()) == entries()
+
+
+def test_npy_is_memory_mapped_and_plain_numpy_reads_it(tmp_path: Path) -> None:
+    write_folder(tmp_path, "npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "embeddings.npy"), features())
+    opened = open_embeddings(tmp_path).features
+    assert isinstance(opened, np.memmap) and not opened.flags.writeable
+
+
+def test_safetensors_library_reads_it(tmp_path: Path) -> None:
+    write_folder(tmp_path, "safetensors")
+    np.testing.assert_array_equal(load_file(tmp_path / "embeddings.safetensors")["embeddings"], features())
+    assert isinstance(open_embeddings(tmp_path).features, np.memmap)
+
+
+def test_parquet_serves_alone(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_folder(tmp_path, "parquet")
+    table = parquet.read_table(tmp_path / "embeddings.parquet").to_pydict()
+    assert table["row"] == list(range(ROWS))
+    assert table["path"][:5] == NAMES[:5] and table["path"][5] == "bytes-\\udcff.jpg"
+    assert table["label"] == [entry.label for entry in entries()]
+    assert table["status"] == [entry.status for entry in entries()]
+    np.testing.assert_array_equal(np.array(table["embedding"], dtype=np.float32), features())
+
+
+def test_the_index_is_a_csv_file_that_others_read(tmp_path: Path) -> None:
+    write_lines(tmp_path, entries())
+    with open(tmp_path / INDEX, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [entry.path for entry in entries()]
+    assert (tmp_path / INDEX).read_bytes().count(b"bytes-\xff.jpg") == 1  # the file's own name, byte for byte
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet", "safetensors"])
+def test_damage_is_told(tmp_path: Path, form: str) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    file = write_folder(tmp_path, form) / FILES[form]
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"are damaged: .*; embed again with --overwrite"):
+        open_embeddings(tmp_path)
+
+
+def test_a_folder_that_is_none_or_newer_or_of_other_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a folder that `barlowtwins embed` has made"):
+        open_embeddings(tmp_path)
+    write_folder(tmp_path, "npy")
+    meta = json.loads((tmp_path / META).read_text())
+    (tmp_path / META).write_text(json.dumps(meta | {"rows": ROWS + 1}))
+    with pytest.raises(DataError, match=r"float32 \(11, 5\), not \(12, 5\)"):
+        open_embeddings(tmp_path)
+    (tmp_path / META).write_text(json.dumps(meta | {"layout": 99}))
+    with pytest.raises(DataError, match="newer barlowtwins"):
+        open_embeddings(tmp_path)
+    (tmp_path / META).write_text(json.dumps(meta | {"format": "hdf5"}))
+    with pytest.raises(DataError, match="damaged"):
+        open_embeddings(tmp_path)
+
+
+def test_a_damaged_index_is_told_with_its_row(tmp_path: Path) -> None:
+    write_lines(tmp_path, [*entries()[:2], *entries()[3:]])
+    with pytest.raises(DataError, match="entry of row 2 is"):
+        list(read_index(tmp_path / INDEX))
+    (tmp_path / INDEX).write_text("a,b\n")
+    with pytest.raises(DataError, match="does not begin with the line row,path,label,status"):
+        list(read_index(tmp_path / INDEX))
