@@ -1,5 +1,127 @@
-"""Barlow Twins: pretraining, pretrained weights and embeddings."""
+"""Barlow Twins: pretraining, pretrained weights and embeddings.
 
-from barlowtwins.version import __version__
+Every public name is imported when it is first touched, so `import barlowtwins` is quick and pulls in no library. Some
+functions have the name of the module they live in (`barlowtwins.pretrain`, `barlowtwins.embed`): as an attribute of
+the package such a name is always the function; `from barlowtwins.pretrain import ...` reaches into the module.
+"""
 
-__all__ = ["__version__"]
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from barlowtwins.version import __version__ as __version__
+
+if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test compares the two
+    from barlowtwins.augment import TwinTransform as TwinTransform
+    from barlowtwins.check import CheckResult as CheckResult, check as check
+    from barlowtwins.config import (
+        CheckConfig as CheckConfig,
+        DemoConfig as DemoConfig,
+        EmbedConfig as EmbedConfig,
+        KNNConfig as KNNConfig,
+        NeighboursConfig as NeighboursConfig,
+        PretrainConfig as PretrainConfig,
+        WeightsGetConfig as WeightsGetConfig,
+        WeightsListConfig as WeightsListConfig,
+        WeightsShowConfig as WeightsShowConfig,
+        WeightsVerifyConfig as WeightsVerifyConfig,
+    )
+    from barlowtwins.data import Source as Source, open_source as open_source
+    from barlowtwins.demo import DemoResult as DemoResult, demo as demo
+    from barlowtwins.embed import EmbedResult as EmbedResult, embed as embed
+    from barlowtwins.embedder import Embedder as Embedder
+    from barlowtwins.errors import (
+        BarlowTwinsError as BarlowTwinsError,
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        DataError as DataError,
+        DownloadError as DownloadError,
+        MissingExtraError as MissingExtraError,
+        OutputError as OutputError,
+        RunLockedError as RunLockedError,
+        StoppedEarly as StoppedEarly,
+        TrainingError as TrainingError,
+        UsageError as UsageError,
+        WeightsError as WeightsError,
+    )
+    from barlowtwins.evaluate import KNNResult as KNNResult, evaluate_knn as evaluate_knn
+    from barlowtwins.hub import (
+        barlow_twins as barlow_twins,
+        embedder as embedder,
+        resnet18 as resnet18,
+        resnet50 as resnet50,
+    )
+    from barlowtwins.images import Unreadable as Unreadable, read_image as read_image
+    from barlowtwins.loss import (
+        BarlowTwinsLoss as BarlowTwinsLoss,
+        barlow_twins_loss as barlow_twins_loss,
+        cross_correlation as cross_correlation,
+    )
+    from barlowtwins.model import BarlowTwins as BarlowTwins, build_backbone as build_backbone
+    from barlowtwins.neighbours import NeighboursResult as NeighboursResult, neighbours as neighbours
+    from barlowtwins.optim import LARS as LARS
+    from barlowtwins.preprocess import Preprocessing as Preprocessing, preprocess as preprocess
+    from barlowtwins.pretrain import PretrainResult as PretrainResult, pretrain as pretrain
+    from barlowtwins.weights import (
+        Weights as Weights,
+        load_backbone as load_backbone,
+        load_weights as load_weights,
+        registry as registry,
+        weights_get as weights_get,
+        weights_list as weights_list,
+        weights_show as weights_show,
+        weights_verify as weights_verify,
+    )
+
+_NAMES = {
+    "augment": "TwinTransform",
+    "check": "CheckResult check",
+    "config": "CheckConfig DemoConfig EmbedConfig KNNConfig NeighboursConfig PretrainConfig "
+    "WeightsGetConfig WeightsListConfig WeightsShowConfig WeightsVerifyConfig",
+    "data": "Source open_source",
+    "demo": "DemoResult demo",
+    "embed": "EmbedResult embed",
+    "embedder": "Embedder",
+    "errors": "BarlowTwinsError CheckpointError ConfigError DataError DownloadError MissingExtraError OutputError "
+    "RunLockedError StoppedEarly TrainingError UsageError WeightsError",
+    "evaluate": "KNNResult evaluate_knn",
+    "hub": "barlow_twins embedder resnet18 resnet50",
+    "images": "Unreadable read_image",
+    "loss": "BarlowTwinsLoss barlow_twins_loss cross_correlation",
+    "model": "BarlowTwins build_backbone",
+    "neighbours": "NeighboursResult neighbours",
+    "optim": "LARS",
+    "preprocess": "Preprocessing preprocess",
+    "pretrain": "PretrainResult pretrain",
+    "weights": "Weights load_backbone load_weights registry weights_get weights_list weights_show weights_verify",
+}
+_HOMES = {name: f"barlowtwins.{module}" for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+class _Package(types.ModuleType):
+    """Importing barlowtwins.pretrain would put the module in the place of the function; here it does not."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    """Import `name` from where it lives (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'barlowtwins' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

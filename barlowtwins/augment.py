@@ -14,10 +14,9 @@ from typing import TypeAlias
 import torch
 from PIL import Image
 
-from barlowtwins import preprocess
 from barlowtwins.augment_pillow import apply_view
 from barlowtwins.errors import ConfigError
-from barlowtwins.preprocess import ImageLike
+from barlowtwins.preprocess import ImageLike, as_image, to_tensor as image_to_tensor
 from barlowtwins.views import (
     AUGMENTATIONS,
     AugmentRecipe,
@@ -50,7 +49,7 @@ BACKENDS = ("auto", "pillow")
 
 def to_tensor(image: Image.Image, recipe: AugmentRecipe) -> torch.Tensor:
     """Scale to [0, 1] and normalise by the recipe's mean and std: (C, S, S) float32."""
-    return preprocess.to_tensor(image, recipe.mean, recipe.std)
+    return image_to_tensor(image, recipe.mean, recipe.std)
 
 
 class TwinTransform:
@@ -105,7 +104,7 @@ class TwinTransform:
             DataError: the file cannot be read, or the array is not an image.
             ConfigError: `epoch` without `index` or the reverse; a seed but neither of them.
         """
-        source = preprocess.as_image(image, self.recipe.channels)
+        source = as_image(image, self.recipe.channels)
         rng = rng_for(*self._key(epoch, index))
         first, second = draw_views(self.recipe, source.width, source.height, rng)
         return self._render(source, first), self._render(source, second)
