@@ -260,9 +260,9 @@ def _crop_box(recipe: AugmentRecipe, width: int, height: int, uniforms: list[flo
     # No try fitted, the image being too slender: its central part of the nearest allowed ratio.
     w, h = width, height
     if width / height < recipe.ratio[0]:
-        h = round(width / recipe.ratio[0])
+        h = max(1, round(width / recipe.ratio[0]))
     elif width / height > recipe.ratio[1]:
-        w = round(height * recipe.ratio[1])
+        w = max(1, round(height * recipe.ratio[1]))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
