@@ -22,7 +22,16 @@ from PIL import Image
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.images import Unreadable, read_image, to_rgb
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageLike", "Preprocessing", "as_image", "preprocess", "to_tensor"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ImageLike",
+    "Preprocessing",
+    "as_image",
+    "check_normalization",
+    "preprocess",
+    "to_tensor",
+]
 
 ImageLike: TypeAlias = "Image.Image | np.ndarray[Any, Any] | str | os.PathLike[str]"
 
