@@ -70,6 +70,8 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         load_backbone as load_backbone,
         load_weights as load_weights,
         registry as registry,
+    )
+    from barlowtwins.zoo import (
         weights_get as weights_get,
         weights_list as weights_list,
         weights_show as weights_show,
@@ -96,7 +98,8 @@ _NAMES = {
     "optim": "LARS",
     "preprocess": "Preprocessing preprocess",
     "pretrain": "PretrainResult pretrain",
-    "weights": "Weights load_backbone load_weights registry weights_get weights_list weights_show weights_verify",
+    "weights": "Weights load_backbone load_weights registry",
+    "zoo": "weights_get weights_list weights_show weights_verify",
 }
 _HOMES = {name: f"barlowtwins.{module}" for module, names in _NAMES.items() for name in names.split()}
 

@@ -44,10 +44,10 @@ COMMANDS = {
     "embed": Command(config.EmbedConfig, "barlowtwins.embed:embed"),
     "evaluate knn": Command(config.KNNConfig, "barlowtwins.evaluate:evaluate_knn"),
     "neighbours": Command(config.NeighboursConfig, "barlowtwins.neighbours:neighbours"),
-    "weights list": Command(config.WeightsListConfig, "barlowtwins.weights:weights_list"),
-    "weights show": Command(config.WeightsShowConfig, "barlowtwins.weights:weights_show"),
-    "weights get": Command(config.WeightsGetConfig, "barlowtwins.weights:weights_get"),
-    "weights verify": Command(config.WeightsVerifyConfig, "barlowtwins.weights:weights_verify"),
+    "weights list": Command(config.WeightsListConfig, "barlowtwins.zoo:weights_list"),
+    "weights show": Command(config.WeightsShowConfig, "barlowtwins.zoo:weights_show"),
+    "weights get": Command(config.WeightsGetConfig, "barlowtwins.zoo:weights_get"),
+    "weights verify": Command(config.WeightsVerifyConfig, "barlowtwins.zoo:weights_verify"),
     "check": Command(config.CheckConfig, "barlowtwins.check:check"),
     "demo": Command(config.DemoConfig, "barlowtwins.demo:demo"),
 }
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a file name of odd bytes is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(arguments)
+        return _run(list(arguments))
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED, "--debug" in arguments)
     except StoppedEarly as stop:

@@ -1,9 +1,9 @@
 """A real web server on loopback whose every answer is scripted, misbehaviour included.
 
-    with Server() as server:
-        server.answer("/weights.pth", drop(DATA, after=1000), file(DATA))   # the first breaks, all later ones are whole
-        download(server.url("/weights.pth"), target)
-        assert server.requests[1].headers["Range"] == "bytes=1000-"
+with Server() as server:
+    server.answer("/weights.pth", drop(DATA, after=1000), file(DATA))   # the first breaks, all later ones are whole
+    download(server.url("/weights.pth"), target)
+    assert server.requests[1].headers["Range"] == "bytes=1000-"
 """
 
 from __future__ import annotations

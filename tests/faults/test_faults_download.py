@@ -90,7 +90,7 @@ def test_pieces_of_two_versions_do_not_pass_as_one_file(server: Server, tmp_path
 def test_many_drops_are_survived_while_each_try_brings_something_new(server: Server, tmp_path: Path) -> None:
     big = random.Random(2).randbytes(8 << 20)
 
-    def drops_every_time(handler) -> None:  # noqa: ANN001
+    def drops_every_time(handler) -> None:
         start = int((handler.headers["Range"] or "bytes=0-")[6:-1])
         handler.send_response(206 if start else 200)
         handler.send_header("Content-Length", str(len(big) - start))
@@ -122,7 +122,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, tmp
     ],
     ids=["another part", "a part of it does not say what", "no such range"],
 )
-def test_a_wrong_part_is_not_appended(server: Server, tmp_path: Path, wrong) -> None:  # noqa: ANN001
+def test_a_wrong_part_is_not_appended(server: Server, tmp_path: Path, wrong) -> None:
     url = server.answer("/w.pth", drop(DATA, after=100_000), wrong, file(DATA))
     assert download(url, tmp_path / "w.pth", **FAST).read_bytes() == DATA
 
