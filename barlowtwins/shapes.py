@@ -166,8 +166,8 @@ def _draw_block(start: int, n: int, split: int, size: int) -> npt.NDArray[np.uin
         cover = _cover(_length(x - mark_x, y - mark_y) - radius, size)
         image += cover[:, None] * (colour(between(0, 1)) - image)
 
-    (cos, sin), radius = direction(), between(0.3, 0.44)
-    right, down = (x - between(0.38, 0.62)) / radius, (y - between(0.38, 0.62)) / radius  # (n, P) from the centre
+    (cos, sin), radius = direction(), between(0.28, 0.42)
+    right, down = (x - between(0.34, 0.66)) / radius, (y - between(0.34, 0.66)) / radius  # (n, P) from the centre
     u, v = cos * right + sin * down, cos * down - sin * right  # in the shape's own frame
     distance = np.empty_like(u)
     labels = _labels(start, n, split)
