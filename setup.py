@@ -63,6 +63,7 @@ setup(
         "pillow>=10",
         "numpy>=1.26",
         "safetensors>=0.4.3",
+        "tomli>=2.0; python_version < '3.11'",
         "tqdm>=4.64",
         "tyro>=1.0",
     ],

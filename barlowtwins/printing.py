@@ -47,18 +47,14 @@ def render(result: Any) -> str:
     """How a person reads `result`: its own `summary()`, else a line a field and a table for a list of records."""
     if hasattr(result, "summary"):
         return str(result.summary())
-    if isinstance(result, (list, tuple)) and result and _record(result[0]):
-        return _records(result)
-    record = _record(result)
-    if record is None:
+    made = plain(result)
+    if _is_records(made):
+        return _records(made)
+    if not isinstance(made, dict) or not made:
         return str(result)
-    lines, tables = [], []
-    for name, value in record.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            tables.append(f"\n{_words(name)}:\n{_records(value)}")
-        else:
-            lines.append([_words(name), _text(value)])
-    return "\n".join([table(lines), *tables])
+    lines = [[_words(name), _text(value)] for name, value in made.items() if not _is_records(value)]
+    tables = [f"\n{_words(name)}:\n{_records(value)}" for name, value in made.items() if _is_records(value)]
+    return "\n".join([table(lines), *tables]).strip("\n")
 
 
 def table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
@@ -70,16 +66,15 @@ def table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
     )
 
 
-def _record(value: Any) -> dict[str, Any] | None:
-    made = plain(value)
-    return made if isinstance(made, dict) and made else None
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _records(values: Sequence[Any]) -> str:
-    records = [plain(value) for value in values[:LONGEST_LIST]]
-    heads = list(dict.fromkeys(name for record in records for name in record))
-    text = table([[_text(record.get(head)) for head in heads] for record in records], [_words(head) for head in heads])
-    left = len(values) - len(records)
+def _records(values: list[dict[str, Any]]) -> str:
+    shown = values[:LONGEST_LIST]
+    heads = list(dict.fromkeys(name for record in shown for name in record))
+    text = table([[_text(record.get(head)) for head in heads] for record in shown], [_words(head) for head in heads])
+    left = len(values) - len(shown)
     return f"{text}\n... and {left:,} more (--json gives all)" if left else text
 
 

@@ -1,0 +1,147 @@
+"""What is installed: names, imports, and the contents of the wheel and of the source archive."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import barlowtwins
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = (
+    *("barlowtwins", "weights", "tests", "benchmarks", "hubconf.py", "setup.py", "pyproject.toml", "MANIFEST.in"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"),
+)
+
+
+def _python(code: str, **environment: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=Path(sys.prefix),  # not the source tree
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_every_public_name_resolves_to_what_has_that_name() -> None:
+    for name in barlowtwins.__all__:
+        value = getattr(barlowtwins, name)
+        assert name == "__version__" or value.__name__ == name
+        assert name in dir(barlowtwins)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = barlowtwins.nonsense
+
+
+def test_promised_names_are_public() -> None:
+    promised = (
+        "resnet50 resnet18 barlow_twins embedder preprocess BarlowTwins BarlowTwinsLoss cross_correlation "
+        "TwinTransform LARS load_backbone Embedder pretrain embed evaluate_knn neighbours weights_list weights_show weights_get "
+        "weights_verify check demo"
+    )
+    assert set(promised.split()) <= set(barlowtwins.__all__)
+    for config in ("Pretrain", "Embed", "KNN", "Neighbours", "Check", "Demo"):
+        assert f"{config}Config" in barlowtwins.__all__
+
+
+def test_type_checkers_see_the_same_names_from_the_same_modules() -> None:
+    tree = ast.parse((ROOT / "barlowtwins" / "__init__.py").read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}  # type: ignore[attr-defined]
+    assert seen == barlowtwins._HOMES
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    loaded = _python("import sys, barlowtwins; print(*sys.modules)")
+    assert not {"torch", "numpy", "PIL", "tyro", "requests", "barlowtwins.cli"} & set(loaded)
+
+
+def test_using_the_package_imports_no_extra_and_the_hub_path_only_what_the_hub_promises() -> None:
+    code = "import sys, barlowtwins as b; [getattr(b, name) for name in {names}]; print(*sys.modules)"
+    loaded = set(_python(code.format(names="b.__all__")))
+    assert not {"matplotlib", "bokeh", "onnx", "onnxruntime", "ray", "pyarrow", "timm", "barlowtwins.cli"} & loaded
+    hub = "('resnet50', 'resnet18', 'barlow_twins', 'embedder', 'preprocess')"
+    assert not {"tyro", "tqdm", "safetensors"} & set(_python(code.format(names=hub)))
+
+
+@pytest.mark.parametrize("order", ["import barlowtwins.{0}; f = barlowtwins.{0}", "from barlowtwins import {0} as f"])
+def test_a_name_shared_with_a_module_is_the_function_whoever_imports_what_first(order: str) -> None:
+    code = (
+        f"{order.format('preprocess')}; import barlowtwins.preprocess; print(f is barlowtwins.preprocess, f.__name__)"
+    )
+    assert _python(code) == ["True", "preprocess"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source archive, and the wheel that pip makes of that archive without the network."""
+    folder = tmp_path_factory.mktemp("built")
+    source = folder / "source"
+    source.mkdir()
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(ROOT / name, source / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, source / name)
+    quiet = {"capture_output": True, "text": True, "timeout": 200}
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(folder), str(source)]
+    done = subprocess.run(command, **quiet)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    command = [sys.executable, "-m", "pip", "wheel", str(archive), "--no-deps", "--no-build-isolation", "-w"]
+    done = subprocess.run([*command, str(folder)], **quiet)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_source_archive_is_whole(built: Path) -> None:
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = {"hubconf.py", "weights/registry.json", "barlowtwins/py.typed", "LICENSE", "Makefile", "tests/conftest.py"}
+    assert wanted <= names
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_the_wheel_has_the_package_its_data_and_nothing_else(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name == f"barlowtwins-{barlowtwins.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
+        entries = archive.read(next(name for name in names if name.endswith("/entry_points.txt"))).decode()
+    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "barlowtwins").rglob("*.py")}
+    weights = {
+        f"barlowtwins/weights_data/{path.relative_to(ROOT / 'weights').as_posix()}"
+        for path in (ROOT / "weights").rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+    assert "barlowtwins/weights_data/registry.json" in weights
+    assert {"barlowtwins/py.typed", *shipped, *weights} <= set(names)
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"barlowtwins"}
+    assert "barlowtwins = barlowtwins.cli:main" in entries
+    for extra in ("fast", "onnx", "report", "parquet", "shards", "ray", "timm", "track", "test", "bench", "all"):
+        assert f"Provides-Extra: {extra}" in metadata
+
+
+def test_the_wheel_finds_its_registry(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = "import barlowtwins; print(barlowtwins.__file__, *barlowtwins.registry())"
+    file, *names = _python(code, PYTHONPATH=str(tmp_path))
+    assert Path(file).is_relative_to(tmp_path)
+    assert names == list(barlowtwins.registry())
+    assert "resnet50" in names

@@ -1,0 +1,111 @@
+"""Results as JSON that any reader takes, and as text that lines up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from barlowtwins.printing import plain, render, table
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    name: str
+    accuracy: float
+    note: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    rows: tuple[Row, ...]
+    n_train: int = 60_000
+    seconds: float = 1234.5678
+    done: bool = True
+    accuracy: dict[int, float] = dataclasses.field(default_factory=lambda: {20: 85.712, 200: 83.0})
+
+
+class Pair(NamedTuple):
+    a: int
+    b: float
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (float("nan"), None),
+        (-math.inf, None),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.array([[1.0, np.nan]]), [[1.0, None]]),
+        (torch.tensor([1, 2]), [1, 2]),
+        (Path("a") / "b", str(Path("a") / "b")),
+        ({1: (2, 3)}, {"1": [2, 3]}),
+        (frozenset({"b", "a"}), ["a", "b"]),
+        (Pair(1, math.nan), {"a": 1, "b": None}),
+        (Row("x", 1.5), {"name": "x", "accuracy": 1.5, "note": None}),
+        (b"ab", "b'ab'"),
+    ],
+)
+def test_plain(value: Any, expected: Any) -> None:
+    assert plain(value) == expected
+    json.dumps(plain(value), allow_nan=False)
+
+
+def test_a_result_says_itself_how_it_is_recorded_and_how_it_reads() -> None:
+    class Own:
+        def to_dict(self) -> dict[str, Any]:
+            return {"loss": math.nan}
+
+        def summary(self) -> str:
+            return "all is well"
+
+    assert plain(Own()) == {"loss": None}
+    assert render(Own()) == "all is well"
+
+
+_leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@given(st.recursive(_leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20))
+def test_whatever_is_plain_goes_through_json_and_can_be_shown(value: Any) -> None:
+    again = json.loads(json.dumps(plain(value), allow_nan=False))
+    assert again == plain(value)
+    assert isinstance(render(value), str)
+
+
+def test_render_a_result() -> None:
+    shown = render(Result(rows=(Row("pixels", 85.712345), Row("trained", 90.0, "best"))))
+    assert shown.splitlines() == [
+        "n train   60000",
+        "seconds   1,234.6",
+        "done      yes",
+        "accuracy  20: 85.71, 200: 83",
+        "",
+        "rows:",
+        "name     accuracy  note",
+        "pixels   85.71     -",
+        "trained  90        best",
+    ]
+
+
+def test_render_a_long_list_says_what_is_left_out() -> None:
+    shown = render([Row(str(i), i) for i in range(1000)]).splitlines()
+    assert len(shown) == 22
+    assert shown[-1].startswith("... and 980 more")
+
+
+def test_render_what_has_no_fields() -> None:
+    assert [render(value) for value in ("text", 3, [], None)] == ["text", "3", "[]", "None"]
+
+
+def test_table_lines_up() -> None:
+    assert table([["a", "bbb"], ["cc", ""]], ["x", "y"]).splitlines() == ["x   y", "a   bbb", "cc"]
+    assert table([]) == ""
