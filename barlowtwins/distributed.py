@@ -1,0 +1,99 @@
+"""Processes that train one model together, as `torchrun` starts them: who am I, who writes, does anybody want to stop?
+
+One process alone is a world of size 1, for which every function here does nothing and costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from barlowtwins.device import resolve_device
+from barlowtwins.errors import ConfigError
+from barlowtwins.sync_norm import synchronize_batch_norm
+
+__all__ = ["World", "open_world"]
+
+PATIENCE = datetime.timedelta(minutes=30)  # rank 0 may evaluate or download meanwhile
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that share a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the files and speaks: rank 0 alone does."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process; all get the same answer."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return bool(shared)
+
+    def union(self, items: set[int]) -> set[int]:
+        """The union of every process's set."""
+        if self.size == 1:
+            return items
+        parts: list[set[int]] = [set()] * self.size
+        dist.all_gather_object(parts, items)
+        return set().union(*parts)
+
+    def share(self, model: nn.Module) -> nn.Module:
+        """The network that trains `model` on the global batch: synchronised batch norm, averaged gradients."""
+        if self.size == 1:
+            return model
+        model = synchronize_batch_norm(model)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def open_world(device: str = "auto") -> Iterator[World]:
+    """Join the processes that `torchrun` started (it sets RANK, WORLD_SIZE and LOCAL_RANK), or be alone.
+
+    Args:
+        device: as for `resolve_device`; "auto" and "cuda" give each process of a machine its own GPU.
+
+    Raises:
+        ConfigError: the device is not there, or there are more processes than GPUs.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1, resolve_device(device))
+        return
+    place = resolve_device(device)
+    if place.type == "cuda":
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= gpus:
+            raise ConfigError(f"process {local} of this machine has no GPU; there are {gpus}: --nproc-per-node={gpus}")
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), place)
+    finally:
+        if ours:
+            dist.destroy_process_group()

@@ -1,0 +1,275 @@
+"""Pretraining, from top to bottom: settings, data, network, then a loop of two views, one loss, one update.
+
+    barlowtwins pretrain DATA --out RUN            pretrain(PretrainConfig("DATA", out="RUN"))
+
+Everything random is a function of (seed, epoch, index) and the learning rate is a function of the step, so a stopped or
+killed run goes on from its newest checkpoint as if nothing had happened: on a CPU to the bit.
+"""
+
+# N images in the global batch, n = N / W on this process, C channels, S side in pixels, W processes
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from barlowtwins.augment import TwinTransform
+from barlowtwins.batches import read_ahead
+from barlowtwins.checkpoint import Checkpoint, Saver
+from barlowtwins.config import PretrainConfig
+from barlowtwins.data import Source, open_source
+from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
+from barlowtwins.distributed import World, open_world
+from barlowtwins.errors import ConfigError, StoppedEarly, TrainingError
+from barlowtwins.guards import require_finite, require_readable
+from barlowtwins.journal import Journal
+from barlowtwins.lock import FolderLock
+from barlowtwins.model import BarlowTwins
+from barlowtwins.monitor import OnlineKNN, held_out
+from barlowtwins.optim import build_optimizer, learning_rate_factor
+from barlowtwins.progress import say
+from barlowtwins.recipes import Settings, record, resolve
+from barlowtwins.resume import find_checkpoint, initialize
+from barlowtwins.run import RunFolder
+from barlowtwins.signals import StopSignals
+from barlowtwins.twins import TwinReader, plan_batches
+
+__all__ = ["Plan", "PretrainResult", "build_model", "plan_run", "pretrain"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is."""
+
+    images: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run came to."""
+
+    out: str
+    step: int
+    """Optimizer steps done, of `plan.steps`."""
+    plan: Plan
+    settings: Settings
+    parameters: int
+    loss: float | None = None
+    """Of the last logged step."""
+    knn: float | None = None
+    """Percent; the last online kNN."""
+    images_per_second: float | None = None
+    """Over this process's own steps."""
+    unreadable: int = 0
+    """Images that could not be read and were replaced."""
+
+
+def pretrain(config: PretrainConfig) -> PretrainResult:
+    """Train a backbone and a projector on unlabelled images, or go on doing so.
+
+    Under `torchrun` all processes share each batch, and the result is that of one process within float tolerance.
+
+    Args:
+        config: what to do; every `None` in it is decided by the recipe or the data.
+
+    Returns:
+        what came of it; the files are in `config.out` (see `RunFolder`).
+
+    Raises:
+        ConfigError: settings that do not fit the data or the machine.
+        DataError: no such data, or labels that a kNN needs are missing.
+        CheckpointError: the checkpoint is damaged, or belongs to other settings or data.
+        TrainingError: a loss or gradient that is not finite, too many unreadable images, no memory.
+        StoppedEarly: a signal asked to stop; a checkpoint is saved.
+    """
+    with open_world(config.device) as world:
+        source = open_source(config.data, split="train", data_root=config.data_root)
+        settings = resolve(config, channels=source.channels, size=source.size)
+        plan = plan_run(settings, len(source), world.size)
+        model = build_model(settings, config.seed)
+        if config.dry_run:
+            return PretrainResult(config.out, 0, plan, settings, _parameters(model))
+        with FolderLock(config.out) if world.writes else contextlib.nullcontext():
+            try:
+                return _train(config, settings, plan, model, source, world)
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(
+                    f"out of memory on {device_name(world.device)} with --batch-size {settings.batch_size}; "
+                    "try --precision bf16, or a smaller batch, projector, backbone or image size"
+                ) from error
+
+
+def plan_run(settings: Settings, images: int, world_size: int = 1) -> Plan:
+    """Count the steps.
+
+    Raises:
+        ConfigError: the batch is larger than the data, too small for a correlation, or not divisible by the processes.
+    """
+    n, w = settings.batch_size, world_size
+    if n < 2:
+        raise ConfigError(f"batch size {n} is too small: a correlation over the batch needs 2 images or more")
+    if n > images:
+        raise ConfigError(f"batch size {n} is larger than the data: {images} images; try a --batch-size up to that")
+    if n % w:
+        raise ConfigError(f"batch size {n} is not divisible by {w} processes; try {max(w, n // w * w)}")
+    per_epoch = images // n
+    steps = per_epoch * settings.epochs
+    return Plan(images, per_epoch, steps, min(steps, round(settings.warmup_epochs * per_epoch)))
+
+
+def build_model(settings: Settings, seed: int) -> BarlowTwins:
+    """The untrained network; its weights are a function of the settings and the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BarlowTwins(
+            settings.backbone,
+            settings.projector,
+            settings.lambd,
+            settings.scale_loss,
+            stem=settings.stem,  # type: ignore[arg-type]  # checked there
+            channels=settings.channels,
+        )
+
+
+def _train(
+    config: PretrainConfig, settings: Settings, plan: Plan, model: BarlowTwins, source: Source, world: World
+) -> PretrainResult:
+    device, n = world.device, settings.batch_size
+    workers = default_workers() if config.workers is None else config.workers
+    precision = resolve_precision(config.precision, device)
+    transform = TwinTransform(
+        settings.augmentation, size=settings.image_size, channels=settings.channels, seed=config.seed
+    )
+    preprocessing = transform.recipe.preprocessing()
+    run = RunFolder(config.out)
+    decided = record(config, settings)
+    data = {"images": len(source), "fingerprint": source.fingerprint()}
+
+    # The network and its optimiser, new or as the newest checkpoint left them.
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    model.to(device).to(memory_format=layout).train()
+    scale = n / 256  # learning rates are given for 256 images
+    optimizer = build_optimizer(
+        settings.optimizer,
+        model,
+        lr=settings.lr * scale,
+        lr_bias=settings.lr_bias * scale,
+        weight_decay=settings.weight_decay,
+    )
+    step, unreadable = 0, set[int]()
+    checkpoint = find_checkpoint(config, decided, run.path, data)
+    if checkpoint is None:
+        initialize(model, config.init)
+    else:
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+        step, unreadable = checkpoint.step, set(checkpoint.unreadable)
+    network = world.share(model)
+    last = min(plan.steps, plan.steps if config.max_steps is None else config.max_steps)
+
+    # Who watches: rank 0 keeps the journal, with a kNN where there are labels.
+    journal = None
+    if world.writes:
+        labelled = held_out(config, source)
+        run.write_config({**decided, "data_facts": data, "plan": dataclasses.asdict(plan), "world_size": world.size})
+        say(_headline(settings, plan, model, world, precision, workers, step))
+        journal = Journal(
+            run,
+            start=step,
+            steps=plan.steps,
+            steps_per_epoch=plan.steps_per_epoch,
+            batch_size=n,
+            log_every=config.log_every,
+            knn=labelled and OnlineKNN(*labelled, preprocessing, device=str(device), workers=workers),
+            knn_every=config.knn_every,
+        )
+    saver = Saver(run.path)
+
+    order = plan_batches(
+        len(source), n, seed=config.seed, start=step, stop=last, rank=world.rank, world_size=world.size
+    )
+    reader = TwinReader(source, transform)
+    with StopSignals() as stop, read_ahead(reader, order, workers=workers, pin_memory=device.type == "cuda") as batches:
+        for batch in batches:
+            unreadable = require_readable(batch, unreadable, config.max_bad * plan.images, world)
+
+            # The learning rate of this step.
+            factor = learning_rate_factor(step, steps=plan.steps, warmup_steps=plan.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+
+            # Two views, one loss, one update.
+            y1, y2 = (y.to(device, non_blocking=True, memory_format=layout) for y in (batch.y1, batch.y2))
+            with autocast(device, precision):
+                loss = network(y1, y2)
+            loss.backward()
+            require_finite(loss, model, batch, source, report=run.path / "nonfinite.json" if world.writes else None)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+
+            # The rest only watches, and saves.
+            stopping = world.any(stop.requested)
+            if journal and model.terms:
+                journal.step(step, model.terms, optimizer, len(unreadable), last=stopping or step == last)
+                journal.evaluate(step, model.backbone)
+            due = step % (config.checkpoint_every or plan.steps_per_epoch) == 0 or step == last or stopping
+            if journal and due:
+                with journal.pause():
+                    saver.save(
+                        Checkpoint(
+                            step,
+                            model.state_dict(),
+                            optimizer.state_dict(),
+                            config=decided,
+                            data=data,
+                            world_size=world.size,
+                            unreadable=tuple(sorted(unreadable)),
+                        )
+                    )
+            if stopping and step < last:
+                raise StoppedEarly(
+                    f"stopped by {stop.name or 'another process'} after step {step} of {plan.steps}, saved in "
+                    f"{run.path}; the same command goes on from there"
+                )
+
+    if journal is None:
+        world.wait()
+        return PretrainResult(config.out, step, plan, settings, _parameters(model))
+    journal.close()
+    run.write_weights(model, name=settings.backbone, stem=settings.stem, preprocessing=preprocessing)
+    world.wait()
+    return PretrainResult(
+        config.out,
+        step,
+        plan,
+        settings,
+        _parameters(model),
+        loss=journal.loss,
+        knn=journal.accuracy,
+        images_per_second=journal.rate,
+        unreadable=len(unreadable),
+    )
+
+
+def _parameters(model: BarlowTwins) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _headline(
+    settings: Settings, plan: Plan, model: BarlowTwins, world: World, precision: str, workers: int, step: int
+) -> str:
+    parts = [
+        f"recipe {settings.recipe}",
+        f"{settings.backbone} ({settings.stem} stem) + {settings.projector}, {_parameters(model) / 1e6:.1f} M weights",
+        f"{plan.images:,} images of {settings.channels} x {settings.image_size} x {settings.image_size}",
+        f"{settings.epochs} epochs x {plan.steps_per_epoch} steps of {settings.batch_size}",
+        f"{device_name(world.device)}, {precision}, {world.size} process(es), {workers} worker(s) each",
+    ]
+    return f"{'resuming at step ' + str(step) if step else 'pretraining'}: " + "; ".join(parts)

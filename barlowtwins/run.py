@@ -1,0 +1,103 @@
+"""A RUN folder: what lies where, and how it is written.
+
+config.json             the resolved settings, versions and data
+metrics.jsonl           one object a log step
+checkpoints/            step-XXXXXXXX.pt, the newest two (see `checkpoint`)
+backbone.safetensors    the result: torchvision's key names, no fc
+model.safetensors       backbone and projector
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from barlowtwins.errors import OutputError
+from barlowtwins.files import atomic_write, write_json, write_text
+from barlowtwins.model import BarlowTwins
+from barlowtwins.preprocess import Preprocessing
+from barlowtwins.version import __version__
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """The files of one pretraining run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; --out must name a folder")
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.backbone = self.path / "backbone.safetensors"
+        self.model = self.path / "model.safetensors"
+
+    def write_config(self, record: dict[str, Any]) -> None:
+        """Write the decided settings and what else is worth knowing, with the versions that made the run."""
+        versions = {
+            "barlowtwins": __version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": platform.python_version(),
+        }
+        write_json(self.config, {**record, "versions": versions})
+
+    def log(self, records: list[dict[str, Any]]) -> None:
+        """Append lines to metrics.jsonl in one write; raises OSError, after which none of them stands there whole."""
+        text = "".join(json.dumps(record) + "\n" for record in records).encode()
+        with open(self.metrics, "ab") as file:
+            before = file.tell()
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:
+                file.truncate(before)
+                raise
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl; a last one that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return records
+
+    def rewind_log(self, step: int) -> list[dict[str, Any]]:
+        """Forget what was logged after `step`, from where training goes on; returns what stays."""
+        kept = [record for record in self.read_log() if record["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        return kept
+
+    def write_weights(self, model: BarlowTwins, *, name: str, stem: str, preprocessing: Preprocessing) -> None:
+        """Write backbone.safetensors and model.safetensors, in fp32, with what is needed to build and feed them."""
+        metadata = {
+            "format": "pt",
+            "barlowtwins": __version__,
+            "backbone": name,
+            "stem": stem,
+            "channels": str(preprocessing.channels),
+            "preprocessing": json.dumps(preprocessing.to_dict()),
+        }
+        for path, module in ((self.backbone, model.backbone), (self.model, model)):
+            _write_safetensors(path, module.state_dict(), metadata)
+
+
+def _write_safetensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    tensors = {
+        key: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in state.items()
+    }
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata))
