@@ -120,11 +120,11 @@ def take_apart(contents: Contents) -> Parts:
     return Parts(row, backbone, projector or None, *_about(contents))
 
 
-def match_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+def match_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str) -> None:
     """Compare names and shapes; values do not matter, so `expected` may lie on the meta device.
 
     Args:
-        what: the architecture that `expected` stands for, for the message.
+        complaint: what the error says before the counts.
 
     Raises:
         WeightsError: counts the keys that are missing, unexpected and of another shape, and names the first few.
@@ -139,7 +139,7 @@ def match_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what
     lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
     if any(keys for _, keys in lists):
         counts = "; ".join(f"{len(keys)} {how} ({_few(keys)})" for how, keys in lists if keys)
-        raise WeightsError(f"the tensors are not those of {what}: {counts}")
+        raise WeightsError(f"{complaint}: {counts}")
 
 
 def _follow(value: Any, path: Sequence[str]) -> dict[str, Tensor]:

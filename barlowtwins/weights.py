@@ -106,11 +106,11 @@ def _read(located: Located) -> Weights:
     widths = _projector_widths(parts.projector or {})
     with torch.device("meta"):  # names and shapes without numbers
         backbone = build_backbone(kind.name, stem=kind.stem, channels=kind.channels)
-        match_keys(parts.backbone, backbone.state_dict(), kind.name)
+        match_keys(parts.backbone, backbone.state_dict(), f"the tensors do not make a {kind.name}")
         if parts.projector is not None:
             model = BarlowTwins(backbone, widths).state_dict()
             expected = {key: tensor for key, tensor in model.items() if not key.startswith("backbone.")}
-            match_keys(parts.projector, expected, f"a projector {widths}")
+            match_keys(parts.projector, expected, f"the tensors do not make a projector {widths}")
     return Weights(
         name=located.name,
         path=located.path,
