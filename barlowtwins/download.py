@@ -117,7 +117,7 @@ def check_digest(target: Path, sha256: str | None) -> Fetched | None:
         raise DownloadError(f"{target} is a folder where a file is to be kept; move it away")
     try:
         digest = sha256_of(target)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DownloadError(f"cannot read {target}: {error.strerror or error}") from error
