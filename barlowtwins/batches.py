@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from barlowtwins.errors import DataError
+from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.images import Unreadable
 from barlowtwins.preprocess import ImageLike, Preprocessing
 
@@ -56,7 +56,13 @@ class Batch(NamedTuple):
 
 
 def ranges(start: int, stop: int, size: int) -> list[range]:
-    """Cut rows start..stop into consecutive ranges of `size`, the last one shorter if need be."""
+    """Cut rows start..stop into consecutive ranges of `size`, the last one shorter if need be.
+
+    Raises:
+        ConfigError: `size` is less than 1.
+    """
+    if size < 1:
+        raise ConfigError(f"the batch size is {size}; it must be 1 or more")
     return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
