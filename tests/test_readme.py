@@ -1,0 +1,117 @@
+"""The README's code blocks run, in order, as a reader would run them: that is how its promises stay true.
+
+A comment above a block says how the test departs from the letter, and why:
+
+    <!-- test: skip: REASON -->              the block is not run
+    <!-- test: add FLAGS (REASON) -->        the flags are added to each of its commands
+    <!-- test: stand-in: WHAT -->            something small takes the place of something large
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from servers import Server, file
+
+from barlowtwins.cli import COMMANDS, main
+from barlowtwins.model import build_backbone
+from barlowtwins.shapes import draw_shapes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+FENCE = re.compile(r"(?:^<!-- test: (?P<how>.*?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+HOW = re.compile(r"skip: .+|stand-in: .+|add (?P<flags>--[^(]+) \(.+\)")
+
+
+class Block(NamedTuple):
+    line: int
+    language: str
+    code: str
+    how: str
+
+
+def _blocks() -> list[Block]:
+    return [
+        Block(README.count("\n", 0, found.start("code")) + 1, found["language"], found["code"], found["how"] or "")
+        for found in FENCE.finditer(README)
+    ]
+
+
+def _commands(code: str) -> list[list[str]]:
+    lines = code.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> dict[str, Any]:
+    """A folder of photos, the project where torch.hub keeps what it has fetched, and small weights on a server."""
+    monkeypatch.chdir(tmp_path)
+    images, labels = draw_shapes(16, split="train", size=48)
+    for i, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "photos" / ("cat" if i == 0 or label % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "torch" / "hub").mkdir(parents=True)
+    (tmp_path / "torch" / "hub" / "OWNER_barlowtwins_v0.1.0").symlink_to(ROOT, target_is_directory=True)
+
+    published = tmp_path / "published.pth"
+    state = {key: value for key, value in build_backbone("resnet50").state_dict().items() if not key.startswith("fc.")}
+    torch.save(state, published)
+    content = published.read_bytes()
+    shutil.copytree(ROOT / "weights", tmp_path / "registry")
+    registry = tmp_path / "registry" / "registry.json"
+    records = json.loads(registry.read_text())
+    for record in records["weights"]:
+        if record["name"] == "resnet50":
+            record["url"] = server.answer("/resnet50.pth", file(content))
+            record["sha256"] = hashlib.sha256(content).hexdigest()
+            record["approximate_size"] = len(content)
+    registry.write_text(json.dumps(records))
+    monkeypatch.setenv("BARLOWTWINS_REGISTRY", str(registry))
+    return {"__name__": "readme"}
+
+
+def test_every_block_of_the_readme_runs(reader: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    for block in _blocks():
+        if block.how.startswith("skip"):
+            continue
+        if block.language == "python":
+            exec(compile(f"{(block.line - 1) * chr(10)}{block.code}", "README.md", "exec"), reader)
+            continue
+        flags = HOW.fullmatch(block.how)
+        added = shlex.split(flags["flags"]) if flags and flags["flags"] else []
+        for words in _commands(block.code):
+            assert words[0] == "barlowtwins"
+            code = main([*words[1:], *added])
+            assert code == 0, f"README.md, line {block.line}: {shlex.join(words)}\n{capsys.readouterr().err}"
+
+
+def test_each_block_is_of_a_known_language_and_each_departure_has_a_reason() -> None:
+    blocks = _blocks()
+    assert len(blocks) == README.count("\n```") // 2  # none is missed by the pattern
+    for block in blocks:
+        assert block.language in ("python", "bash"), block
+        assert not block.how or HOW.fullmatch(block.how), block
+    assert README.count("<!-- test:") == sum(bool(block.how) for block in blocks)
+
+
+def test_every_command_is_shown() -> None:
+    shown = {" ".join(words[1:]) for block in _blocks() if block.language == "bash" for words in _commands(block.code)}
+    for name in set(COMMANDS) - {"demo"}:  # which is `make demo`
+        assert any(command.startswith(f"{name} ") or command == name for command in shown), name
+
+
+def test_files_that_the_readme_links_exist() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
