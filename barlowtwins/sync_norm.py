@@ -19,13 +19,12 @@ def synchronize_batch_norm(module: nn.Module) -> nn.Module:
 
     On a GPU that is torch's SyncBatchNorm, elsewhere `GlobalBatchNorm`.
     """
-    if next(module.parameters()).is_cuda:
+    if any(p.is_cuda for p in module.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, GlobalBatchNorm.over(child))
-        else:
-            synchronize_batch_norm(child)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(parent, name, GlobalBatchNorm.over(child))
     return module
 
 

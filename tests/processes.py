@@ -1,0 +1,69 @@
+"""Real processes that share a gloo process group, for tests of what happens across them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_processes(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """Call `function(rank, world_size, *args)` in `world_size` new processes that form a group; results by rank.
+
+    `function` must be importable (defined at the top of a module). A failure in any process is raised here, with its
+    traceback.
+    """
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[Any] = context.Queue()
+    port = free_port()
+    processes = [
+        context.Process(target=_entry, args=(function, rank, world_size, port, results, args), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    answers: dict[int, Any] = {}
+    try:
+        while len(answers) < world_size:
+            rank, ok, value = results.get(timeout=120)
+            if not ok:
+                raise AssertionError(f"process {rank} failed:\n{value}")
+            answers[rank] = value
+    finally:
+        for process in processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+    return [answers[rank] for rank in range(world_size)]
+
+
+def _entry(function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, args: Any) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", rank=rank, world_size=world_size)
+        results.put((rank, True, function(rank, world_size, *args)))
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        results.put((rank, False, traceback.format_exc()))
