@@ -40,11 +40,15 @@ class Route:
 
 @dataclass
 class Server:
-    """Answers GET requests for the paths it was given, each with the next of its behaviours; the last one stays."""
+    """Answers GET requests for the paths it was given, each with the next of its behaviours; the last one stays.
+
+    `otherwise` answers for all other paths: 404 unless told.
+    """
 
     tls: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
     routes: dict[str, Route] = field(default_factory=dict)
+    otherwise: Behaviour | None = None
 
     def answer(self, path: str, *behaviours: Behaviour) -> str:
         self.routes[path] = Route(list(behaviours))
@@ -66,7 +70,7 @@ class Server:
             def do_GET(self) -> None:
                 site.requests.append(Request(self.path, dict(self.headers)))
                 route = site.routes.get(self.path)
-                behaviour = route.next() if route else status(404)
+                behaviour = route.next() if route else site.otherwise or status(404)
                 try:
                     behaviour(self)
                 except ConnectionError:  # the client had enough
