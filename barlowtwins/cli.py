@@ -1,6 +1,6 @@
 """The command line: find the command, let tyro fill its dataclass, call its function, print the result.
 
-A new command is a dataclass in config.py and a row in COMMANDS. The function is imported when it is called, so that
+A new command is a dataclass in config and a row in COMMANDS. The function is imported when it is called, so that
 `--help` needs neither torch nor numpy.
 """
 
@@ -34,7 +34,7 @@ class Command:
     """One row of the table."""
 
     settings: type
-    """A dataclass of config.py: its fields are the flags, its docstring the help."""
+    """A dataclass of config: its fields are the flags, its docstring the help."""
     function: str
     """"module:name" of what takes the settings and returns the result."""
 

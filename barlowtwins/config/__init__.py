@@ -1,0 +1,25 @@
+"""One frozen dataclass a command: its fields are the flags, the help text, the checkpoint's record.
+
+`tyro` turns each class into a command line: a field is a flag, the string under it is the help, the default is the
+default. `None` means "let the recipe or the data decide"; what was decided is printed and recorded.
+"""
+
+from __future__ import annotations
+
+from barlowtwins.config.embedding import CheckConfig, EmbedConfig, NeighboursConfig
+from barlowtwins.config.evaluation import KNNConfig
+from barlowtwins.config.pretraining import DemoConfig, PretrainConfig
+from barlowtwins.config.registry import WeightsGetConfig, WeightsListConfig, WeightsShowConfig, WeightsVerifyConfig
+
+__all__ = [
+    "CheckConfig",
+    "DemoConfig",
+    "EmbedConfig",
+    "KNNConfig",
+    "NeighboursConfig",
+    "PretrainConfig",
+    "WeightsGetConfig",
+    "WeightsListConfig",
+    "WeightsShowConfig",
+    "WeightsVerifyConfig",
+]

@@ -1,0 +1,112 @@
+"""Settings of `barlowtwins pretrain` and `barlowtwins demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+from barlowtwins.config.rules import require
+
+__all__ = ["DemoConfig", "PretrainConfig"]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain a backbone on unlabelled images."""
+
+    data: Positional[str]
+    """A folder of images, a text file of paths, or a data-set name (shapes, fashion-mnist, cifar10, ...)."""
+    out: str
+    """The RUN folder: configuration, metrics, checkpoints and weights go there."""
+    recipe: str = "auto"
+    """A recipe's name or TOML file; auto picks one from the data and the image size. Flags override it."""
+    val: str | None = None
+    """Held-out labelled images for the online kNN; auto for data sets that have a test split. "none" turns it off."""
+    data_root: str | None = None
+    """Where named data sets lie or are downloaded to."""
+    backbone: str | None = None
+    """A torchvision ResNet (resnet18, resnet50, wide_resnet50_2, ...), or resnet10_x0_5 for CPUs."""
+    stem: Literal["imagenet", "small", "small-stride2"] | None = None
+    """First layers: 7x7 and max-pooling (imagenet), or 3x3 without pooling for images up to 64 pixels (small)."""
+    channels: int | None = None
+    """Input channels, 1 or 3; from the data unless told."""
+    projector: str | None = None
+    """Widths of the projector's layers, joined by dashes, such as 8192-8192-8192."""
+    image_size: int | None = None
+    """Side of the square views, in pixels."""
+    augmentation: str | None = None
+    """The pair of view pipelines: imagenet, small or grey."""
+    epochs: int | None = None
+    """Passes over the data."""
+    batch_size: int | None = None
+    """Images in the global batch (each gives two views)."""
+    micro_batch_size: int | None = None
+    """Images whose activations are held at once; the loss is still that of the whole batch."""
+    lambd: float | None = None
+    """Weight of the off-diagonal terms (0.0051 as published)."""
+    scale_loss: float | None = None
+    """Factor on the whole loss."""
+    optimizer: Literal["lars", "adamw", "sgd"] | None = None
+    """LARS as published, or AdamW or SGD, which are often better for small batches."""
+    lr: float | None = None
+    """Peak learning rate of weights for 256 images; multiplied by batch size / 256."""
+    lr_bias: float | None = None
+    """Peak learning rate of biases and batch norm for 256 images. The true gradient is W times that of the published
+    code on W GPUs, so the published 0.0048 on 16 GPUs is 0.0003 here."""
+    weight_decay: float | None = None
+    """Weight decay of weights; biases and batch norm have none."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up; a tenth of the run, at most 10, unless told."""
+    workers: int | None = None
+    """Processes that read and distort images; from the machine's cores unless told. 0: in the main process."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the network: bf16 autocast on GPUs that have it, else fp32. The loss is fp32 always."""
+    seed: int = 0
+    """Seed of initial weights, order and views: a run is a function of it."""
+    resume: str = "auto"
+    """auto: continue the newest checkpoint in RUN; never: refuse if there is one; or a checkpoint file."""
+    init: str | None = None
+    """Weights to start from: a registry name, file, URL or RUN."""
+    checkpoint_every: int | None = None
+    """Optimizer steps between checkpoints; one an epoch unless told."""
+    log_every: int = 10
+    """Optimizer steps between lines of metrics.jsonl."""
+    knn_every: int = 1
+    """Epochs between online kNN evaluations; 0 turns them off."""
+    max_bad: float = 0.01
+    """Stop when more than this fraction of the images cannot be read."""
+    max_steps: int | None = None
+    """Stop and save after this step of the schedule, to go on later."""
+    allow_change: tuple[str, ...] = ()
+    """Settings that may differ from the checkpoint's at a resume, such as `data` or `lambd`."""
+    dry_run: bool = False
+    """Print the resolved settings, parameters and steps; train nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "micro_batch_size", "image_size", "channels", "checkpoint_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+        for name in ("lambd", "lr", "lr_bias", "weight_decay", "warmup_epochs", "workers", "max_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"--{name.replace('_', '-')} is {value}; it must not be negative")
+        require(self.scale_loss is None or self.scale_loss > 0, f"--scale-loss is {self.scale_loss}; it must be > 0")
+        require(self.log_every >= 1, f"--log-every is {self.log_every}; it must be 1 or more")
+        require(self.knn_every >= 0, f"--knn-every is {self.knn_every}; it must not be negative")
+        require(0 <= self.max_bad <= 1, f"--max-bad is {self.max_bad}; it is a fraction from 0 to 1")
+        require(0 <= self.seed < 2**63, f"--seed is {self.seed}; it must lie from 0 to 2**63 - 1")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Two minutes on a laptop: draw shapes, pretrain, and compare kNN of pixels, untrained and trained features."""
+
+    out: str = "runs/demo"
+    """The RUN folder."""
+    fast: bool = False
+    """A shorter run that only shows that everything works."""
+    seed: int = 0
+    """Seed of the run."""
