@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from barlowtwins import shapes
 from barlowtwins.errors import DataError
-from barlowtwins.listing import list_folder, top_folders
+from barlowtwins.listing import list_folder
 from barlowtwins.sources import ArraySource, FileSource, Source
 
 __all__ = ["DATASETS", "Dataset", "default_data_root", "open_dataset"]
@@ -141,9 +141,11 @@ def _imagenette(split: str, root: Path) -> Source:
             with tempfile.TemporaryDirectory(prefix=".imagenette", dir=root) as unpacked:
                 Imagenette(unpacked, size="320px", download=True)
                 os.replace(Path(unpacked) / folder.name, folder)
-    folder = folder / {"train": "train", "test": "val"}[split]
-    keys = list_folder(folder)
-    return FileSource("imagenette", folder, keys, top_folders(keys))
+    kind = {"train": "train", "test": "val"}[split]
+    keys = list_folder(folder / kind)
+    loaded = Imagenette(root, kind, size="320px")  # knows what the folders' WordNet numbers mean
+    words = {number: names[0] for number, names in zip(loaded.wnids, loaded.classes, strict=True)}
+    return FileSource("imagenette", folder / kind, keys, [words[key.partition("/")[0]] for key in keys])
 
 
 @contextlib.contextmanager

@@ -151,7 +151,7 @@ class ArraySource(Source):
         return len(self.images)
 
     def key(self, index: int) -> str:
-        return f"{self.name}/{index:06d}"
+        return _numbered(self, index)
 
     def read(self, index: int) -> Image.Image:
         image = Image.fromarray(self.images[index])
@@ -181,7 +181,7 @@ class ItemSource(Source):
         return len(self.items)
 
     def key(self, index: int) -> str:
-        return f"{self.name}/{index:06d}"
+        return _numbered(self, index)
 
     def read(self, index: int) -> Image.Image | Unreadable:
         item = self.items[index]
@@ -226,6 +226,10 @@ class SubsetSource(Source):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+
+
+def _numbered(source: Source, index: int) -> str:
+    return f"{source.name}/{range(len(source))[index]:06d}"  # IndexError beyond N
 
 
 def number_classes(labels: Sequence[str] | None) -> tuple[tuple[str, ...], npt.NDArray[np.int64] | None]:
