@@ -18,9 +18,10 @@ import torch
 import torchvision
 
 from barlowtwins.errors import OutputError
-from barlowtwins.files import atomic_write, write_json, write_text
+from barlowtwins.files import write_json, write_text
 from barlowtwins.model import BarlowTwins
 from barlowtwins.preprocess import Preprocessing
+from barlowtwins.safe_save import backbone_metadata, write_safetensors
 from barlowtwins.version import __version__
 
 __all__ = ["RunFolder"]
@@ -80,24 +81,6 @@ class RunFolder:
 
     def write_weights(self, model: BarlowTwins, *, name: str, stem: str, preprocessing: Preprocessing) -> None:
         """Write backbone.safetensors and model.safetensors, in fp32, with what is needed to build and feed them."""
-        metadata = {
-            "format": "pt",
-            "barlowtwins": __version__,
-            "backbone": name,
-            "stem": stem,
-            "channels": str(preprocessing.channels),
-            "preprocessing": json.dumps(preprocessing.to_dict()),
-        }
+        metadata = backbone_metadata(name, stem, preprocessing)
         for path, module in ((self.backbone, model.backbone), (self.model, model)):
-            _write_safetensors(path, module.state_dict(), metadata)
-
-
-def _write_safetensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    tensors = {
-        key: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in state.items()
-    }
-    with atomic_write(path) as file:
-        file.write(save(tensors, metadata))
+            write_safetensors(path, module.state_dict(), metadata)

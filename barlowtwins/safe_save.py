@@ -1,0 +1,44 @@
+"""Weight files as this package writes them: safetensors, float32, with strings that say what the tensors are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from barlowtwins.files import atomic_write
+from barlowtwins.preprocess import Preprocessing
+from barlowtwins.version import __version__
+
+__all__ = ["backbone_metadata", "write_safetensors"]
+
+
+def backbone_metadata(name: str, stem: str, preprocessing: Preprocessing) -> dict[str, str]:
+    """What is needed to build a backbone and to feed it, as `load_weights` reads it back."""
+    return {
+        "format": "pt",
+        "barlowtwins": __version__,
+        "backbone": name,
+        "stem": stem,
+        "channels": str(preprocessing.channels),
+        "preprocessing": json.dumps(preprocessing.to_dict()),
+    }
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors atomically, floating-point ones as float32, from whatever device they are on.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    plain = {
+        key: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
+        for key, value in tensors.items()
+    }
+    with atomic_write(path) as file:
+        file.write(save(plain, dict(metadata)))
