@@ -88,7 +88,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _what_is_there(suffixes: Counter[str]) -> str:
     if not suffixes:
-        return "it is empty"
+        return "no files are there"
     common = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common(3))
     return f"{suffixes.total()} files, most common suffixes {common}; known are {' '.join(sorted(IMAGE_SUFFIXES))}"
 

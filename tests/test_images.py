@@ -79,13 +79,6 @@ class TestWhatMayBeGiven:
         os.mkfifo(tmp_path / "pipe.jpg")
         assert isinstance(read_image(tmp_path / "pipe.jpg"), Unreadable)
 
-    @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whom permissions stop")
-    def test_a_file_without_permission(self, tmp_path: Path) -> None:
-        path = tmp_path / "secret.png"
-        path.write_bytes(encode(Image.fromarray(PICTURE), "PNG"))
-        path.chmod(0)
-        assert read_image(path) == Unreadable(str(path), "Permission denied")
-
 
 class TestWhatComesBack:
     def test_a_plain_image_without_a_file(self, tmp_path: Path) -> None:
