@@ -1,9 +1,9 @@
 """The layouts in which a ResNet trained by Barlow Twins is found, and how each becomes torchvision's key names.
 
-    what was saved -> follow `path` -> strip wrappers -> the first format of the table that fits -> backbone, projector
+    saved -> follow `path` -> strip wrappers -> the first format of the table that fits -> backbone, projector, head
 
-A format is a row of FORMATS. Nothing is guessed or skipped: each key of a file belongs to the backbone, the projector
-or what the row says can be left out, and whatever is left over is an error that names it.
+A format is a row of FORMATS. Nothing is guessed or skipped: each key of a file belongs to the backbone, the projector,
+the classifier or what the row says can be left out, and whatever is left over is an error that names it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Format:
         path: the keys that lead from what was saved to the state dict.
         backbone: what the backbone's keys begin with, before torchvision's own names.
         projector: what the projector's keys begin with -> what they begin with in `BarlowTwins`.
+        head: what the keys of a linear classifier begin with, before "weight" and "bias".
         left_out: beginnings of keys that are known and not needed.
     """
 
@@ -41,6 +42,7 @@ class Format:
     path: tuple[str, ...] = ()
     backbone: str = ""
     projector: Mapping[str, str] = field(default_factory=dict)
+    head: str | None = None
     left_out: tuple[str, ...] = ()
 
 
@@ -65,7 +67,15 @@ FORMATS = {
         Format(
             "torchvision",
             "a ResNet with torchvision's key names: the published backbone, or backbone.safetensors of a RUN folder",
-            left_out=("fc.",),
+            head="fc.",
+        ),
+        Format(
+            "mmpretrain",
+            "checkpoint of mmpretrain: a pretrained backbone, or one with a linear classifier on top",
+            path=("state_dict",),
+            backbone="backbone.",
+            head="head.fc.",
+            left_out=("data_preprocessor.", "neck."),
         ),
     )
 }
@@ -79,6 +89,7 @@ class Parts:
         format: the format that fitted.
         backbone: by torchvision's key names, without `fc`.
         projector: by the key names of `BarlowTwins` (projector.*, bn.*); None if the file has none.
+        head: "weight" and "bias" of a linear classifier on top; None if the file has none.
         metadata: what the file says about itself: backbone, stem, channels, preprocessing.
         epoch: epochs trained, if the file says so.
     """
@@ -86,6 +97,7 @@ class Parts:
     format: Format
     backbone: dict[str, Tensor]
     projector: dict[str, Tensor] | None
+    head: dict[str, Tensor] | None
     metadata: Mapping[str, str]
     epoch: int | None
 
@@ -105,19 +117,22 @@ def take_apart(contents: Contents) -> Parts:
 
     backbone: dict[str, Tensor] = {}
     projector: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
     unknown = []
     for key, tensor in state.items():
         if key.startswith(row.left_out):
             continue
         if before := next((old for old in row.projector if key.startswith(old)), None):
             projector[row.projector[before] + key.removeprefix(before)] = tensor
+        elif row.head is not None and key.startswith(row.head):
+            head[key.removeprefix(row.head)] = tensor
         elif key.startswith(row.backbone):
             backbone[key.removeprefix(row.backbone)] = tensor
         else:
             unknown.append(key)
     if unknown:
         raise WeightsError(f"{len(unknown)} keys do not belong in a file of the format {row.name!r} ({_few(unknown)})")
-    return Parts(row, backbone, projector or None, *_about(contents))
+    return Parts(row, backbone, projector or None, head or None, *_about(contents))
 
 
 def match_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str) -> None:
