@@ -62,6 +62,16 @@ class World:
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
+    def average_gradients(self, model: nn.Module) -> None:
+        """Average every gradient over the processes, in one message: for a backward that DDP does not see."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.div_(self.size).split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:

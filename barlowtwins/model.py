@@ -256,7 +256,11 @@ class BarlowTwins(nn.Module):
 
         The views pass one after the other, so that each is normalised by its own batch statistics, as published.
         """
-        loss = self.loss(self.embed(y1), self.embed(y2))
+        return self.loss_of(self.embed(y1), self.embed(y2))
+
+    def loss_of(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Two embeddings (n, D) -> the scalar loss; in training it also moves `bn`'s running statistics."""
+        loss = self.loss(z1, z2)
         if self.training:
             self._track_statistics()
         return loss

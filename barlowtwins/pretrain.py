@@ -15,6 +15,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from barlowtwins.augment import TwinTransform
 from barlowtwins.batches import read_ahead
@@ -27,6 +28,7 @@ from barlowtwins.errors import ConfigError, StoppedEarly, TrainingError
 from barlowtwins.guards import require_finite, require_readable
 from barlowtwins.journal import Journal
 from barlowtwins.lock import FolderLock
+from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.model import BarlowTwins
 from barlowtwins.monitor import OnlineKNN, held_out
 from barlowtwins.optim import build_optimizer, learning_rate_factor
@@ -91,7 +93,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     with open_world(config.device) as world:
         source = open_source(config.data, split="train", data_root=config.data_root)
         settings = resolve(config, channels=source.channels, size=source.size)
-        plan = plan_run(settings, len(source), world.size)
+        plan = plan_run(settings, len(source), world_size=world.size, micro=config.micro_batch_size)
         model = build_model(settings, config.seed)
         if config.dry_run:
             return PretrainResult(config.out, 0, plan, settings, _parameters(model))
@@ -105,7 +107,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
                 ) from error
 
 
-def plan_run(settings: Settings, images: int, world_size: int = 1) -> Plan:
+def plan_run(settings: Settings, images: int, *, world_size: int = 1, micro: int | None = None) -> Plan:
     """Count the steps.
 
     Raises:
@@ -118,6 +120,12 @@ def plan_run(settings: Settings, images: int, world_size: int = 1) -> Plan:
         raise ConfigError(f"batch size {n} is larger than the data: {images} images; try a --batch-size up to that")
     if n % w:
         raise ConfigError(f"batch size {n} is not divisible by {w} processes; try {max(w, n // w * w)}")
+    if micro is not None and (micro < 2 * w or micro > n or micro % w):
+        fitting = max(2 * w, micro // w * w)
+        raise ConfigError(
+            f"micro-batch size {micro} does not fit batch size {n} on {w} process(es): it must be a multiple of {w}, "
+            f"with 2 or more images a process; try {min(n, fitting)}"
+        )
     per_epoch = images // n
     steps = per_epoch * settings.epochs
     return Plan(images, per_epoch, steps, min(steps, round(settings.warmup_epochs * per_epoch)))
@@ -191,6 +199,14 @@ def _train(
         )
     saver = Saver(run.path)
 
+    def to_device(y: Tensor) -> Tensor:
+        return y.to(device, non_blocking=True, memory_format=layout)
+
+    def embed(y: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return model.embed(to_device(y))
+
+    micro = config.micro_batch_size and config.micro_batch_size // world.size
     order = plan_batches(
         len(source), n, seed=config.seed, start=step, stop=last, rank=world.rank, world_size=world.size
     )
@@ -205,10 +221,13 @@ def _train(
                 group["lr"] = group["peak_lr"] * factor
 
             # Two views, one loss, one update.
-            y1, y2 = (y.to(device, non_blocking=True, memory_format=layout) for y in (batch.y1, batch.y2))
-            with autocast(device, precision):
-                loss = network(y1, y2)
-            loss.backward()
+            if micro is None:
+                with autocast(device, precision):
+                    loss = network(to_device(batch.y1), to_device(batch.y2))
+                loss.backward()
+            else:
+                loss = micro_batched_backward(model, batch.y1, batch.y2, micro, embed=embed)
+                world.average_gradients(model)
             require_finite(loss, model, batch, source, report=run.path / "nonfinite.json" if world.writes else None)
             optimizer.step()
             optimizer.zero_grad()

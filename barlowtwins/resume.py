@@ -12,6 +12,7 @@ from barlowtwins.errors import CheckpointError, OutputError
 from barlowtwins.model import BarlowTwins
 from barlowtwins.progress import say
 from barlowtwins.recipes import Settings
+from barlowtwins.weights import load_weights
 
 __all__ = ["find_checkpoint", "initialize"]
 
@@ -65,8 +66,6 @@ def initialize(model: BarlowTwins, init: str | None) -> None:
     """
     if init is None:
         return
-    from barlowtwins.weights import load_weights
-
     weights = load_weights(init)
     model.backbone.load_state_dict(weights.backbone)
     projector = {key: value for key, value in model.state_dict().items() if not key.startswith("backbone.")}

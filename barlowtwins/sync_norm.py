@@ -59,7 +59,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = _sum_over_processes(x.sum(dims)) / count  # (C,)
         centred = x - mean.view(shape)
         var = _sum_over_processes(centred.square().sum(dims)) / count  # (C,), biased
-        self._track(mean.detach(), var.detach() * (count / max(1, count - 1)))
+        if self.track_running_stats:
+            self._track(mean.detach(), var.detach() * (count / max(1, count - 1)))
         y = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run_processes
 from torch import nn
 
 from barlowtwins.distributed import World, open_world
 from barlowtwins.errors import ConfigError
 from barlowtwins.loss import BarlowTwinsLoss, barlow_twins_loss
+from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer
 from barlowtwins.sync_norm import GlobalBatchNorm
-from tests.processes import run_processes
 
 N = 8  # images in the global batch
 LOSS_SHAPES = {"gram": (N, 24), "cross": (N, 5)}
@@ -68,6 +69,22 @@ def train(rank: int, size: int, world: World, form: str, optimizer_name: str, st
     return {"losses": np.array(losses)} | {key: value.numpy() for key, value in model.state_dict().items()}
 
 
+def micro_batched(rank: int, size: int, world: World) -> dict[str, np.ndarray]:
+    """One step by micro-batches of 4 images, batch norm frozen: the averaged gradients."""
+    torch.manual_seed(0)
+    model = BarlowTwins("resnet10_x0_5", "24-24", stem="small-stride2", channels=1).double().train()
+    world.share(model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            nn.init.constant_(module.weight, 0.5)
+            module.eval()
+    y1, y2 = torch.randn(2, N, 1, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    own = slice(rank * N // size, (rank + 1) * N // size)
+    loss = micro_batched_backward(model, y1[own], y2[own], 4 // size)
+    world.average_gradients(model)
+    return {"loss": loss.numpy()} | {name: p.grad.numpy() for name, p in model.named_parameters()}
+
+
 def everything(rank: int, size: int) -> dict[str, Any]:
     """All that a process is asked, in one life, since starting one takes seconds."""
     answers: dict[str, Any] = {}
@@ -79,6 +96,7 @@ def everything(rank: int, size: int) -> dict[str, Any]:
         for form in LOSS_SHAPES:
             for optimizer in ("lars", "sgd"):
                 answers[f"train {form} {optimizer}"] = train(rank, size, world, form, optimizer)
+        answers["micro"] = micro_batched(rank, size, world)
     answers["bytes"] = {form: traffic(form, rank, size) for form in LOSS_SHAPES}
     for form in LOSS_SHAPES:  # one row too many on the last process
         rows = 2 + (rank == size - 1)
@@ -127,6 +145,7 @@ def alone() -> dict[str, Any]:
         answers[f"loss {form}"] = loss_and_gradients(form, 0, 1, None)
         for optimizer in ("lars", "sgd"):
             answers[f"train {form} {optimizer}"] = train(0, 1, world, form, optimizer)
+    answers["micro"] = micro_batched(0, 1, world)
     return answers
 
 
@@ -157,6 +176,12 @@ def test_parameters_and_buffers_after_steps_equal_one_process(alone, together, f
         assert answer[f"train {form} {optimizer}"].keys() == expected.keys()
         for key, value in answer[f"train {form} {optimizer}"].items():
             np.testing.assert_allclose(value, expected[key], rtol=1e-9, atol=1e-11, err_msg=key)
+
+
+def test_micro_batched_gradients_equal_one_process(alone, together):
+    for answer in together:
+        for name, value in alone["micro"].items():
+            np.testing.assert_allclose(answer["micro"][name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_backward_of_the_loss_sends_nothing(together):
