@@ -11,6 +11,7 @@ from torchvision.models.resnet import ResNet
 
 from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.formats import match_keys
+from barlowtwins.head import load_classifier
 from barlowtwins.model import BarlowTwins, build_backbone
 from barlowtwins.preprocess import Preprocessing, preprocess as _preprocess
 from barlowtwins.weights import Weights, load_weights
@@ -43,6 +44,9 @@ def resnet50(
         model = torch.hub.load("OWNER/barlowtwins:v0.1.0", "resnet50", num_classes=10, trust_repo=True).train()
         loss = cross_entropy(model(images), labels)                 # (N, 10): fine-tuning with a fresh classifier
 
+        model = torch.hub.load("OWNER/barlowtwins:v0.1.0", "resnet50", head="pets.safetensors", trust_repo=True)
+        names = [model.classes[k] for k in model(images).argmax(1)]         # a trained classifier
+
     `preprocess` makes the images. The model is a plain `torchvision.models.ResNet`: it can be saved with `torch.save`
     and loaded where this package is absent.
 
@@ -53,7 +57,9 @@ def resnet50(
         num_classes: put a fresh `Linear(2048, num_classes)` on top (normal, std 0.01, zero bias). None: `fc` is a plain
             `nn.Identity` that carries `in_features` and `out_features`, so that
             `model.fc = nn.Linear(model.fc.in_features, k)` works.
-        head: a trained head; not in this version.
+        head: a trained classifier, as `barlowtwins evaluate linear --save-head FILE` writes it: `model(x)` is then
+            (N, K) logits and `model.classes` the K names. It decides the backbone, too; pass `weights` only where the
+            place that it remembers is not at hand. A head of another backbone is refused.
         progress: show a bar while downloading, if standard error is a terminal.
         **kwargs: `zero_init_residual`, `norm_layer`, `replace_stride_with_dilation` of torchvision's ResNet; `stem` and
             `channels` of `barlowtwins.build_backbone`.
@@ -63,7 +69,7 @@ def resnet50(
         `.train()` to fine-tune); in training mode without.
 
     Raises:
-        WeightsError: the weights are damaged, refused, or those of another architecture.
+        WeightsError: the weights are damaged, refused, those of another architecture, or not those of the head.
         DownloadError: they cannot be fetched; the message says which file to put where for use without a connection.
         TypeError: an argument that is not known.
     """
@@ -200,19 +206,33 @@ def _resnet(
     if num_classes is not None and num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; it must be 1 or more")
     if head is not None:
-        raise ConfigError("head= is not in this version; use num_classes= for a fresh classifier")
-
+        if num_classes is not None:
+            raise ConfigError("a trained head has its own classes; pass head= or num_classes=, not both")
+        return _load_with_head(name, head, weights, progress, options)
     source = weights if weights is not None else PUBLISHED.get(name) if pretrained else None
     if source is None and pretrained:
         raise WeightsError(f"nobody has published weights for {name}; pass weights=, or pretrained=False")
-    net = build_backbone(name, **options) if source is None else _load(name, source, progress, options)
+    if source is None:
+        net = build_backbone(name, **options)
+    else:
+        net = _build(name, load_weights(source, progress=progress), options)
     if num_classes is not None:
         net.fc = _fresh_classifier(net.fc.in_features, num_classes)
     return net
 
 
-def _load(name: str, source: str | os.PathLike[str], progress: bool, options: dict[str, Any]) -> ResNet:
-    loaded: Weights = load_weights(source, progress=progress)
+def _load_with_head(
+    name: str,
+    head: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None,
+    progress: bool,
+    options: dict[str, Any],
+) -> ResNet:
+    classifier = load_classifier(head, weights=weights, progress=progress)
+    return classifier.head.on(_build(name, classifier.weights, options))
+
+
+def _build(name: str, loaded: Weights, options: dict[str, Any]) -> ResNet:
     net = build_backbone(name, **{"stem": loaded.stem, "channels": loaded.channels, **options})
     expected = net.state_dict()
     state = {  # norms with frozen statistics count no batches
