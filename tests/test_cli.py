@@ -216,4 +216,4 @@ def test_check_for_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     main(["check", str(tmp_path), "--workers", "0", "--json"])
     result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["n"] == 2
-    assert [bad["path"] for bad in result["bad"]] == ["bad.png"]
+    assert [Path(bad["path"]).name for bad in result["bad"]] == ["bad.png"]

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from barlowtwins.cli import COMMANDS, main
+from barlowtwins.model import build_backbone
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 
@@ -48,7 +49,7 @@ def test_56_a_mistyped_flag_or_command_gets_a_suggestion(
     "arguments",
     [
         ["pretrain", "shapes:64", "--out", "RUN"],
-        ["embed", "shapes:64", "--weights", "random", "--out", "EMB"],
+        ["embed", "shapes:64", "--weights", "small.pt", "--out", "EMB"],
         ["evaluate", "knn", "shapes:64", "--weights", "pixels"],
     ],
 )
@@ -56,6 +57,7 @@ def test_57_cuda_without_one_lists_what_there_is(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    torch.save(build_backbone("resnet10_x0_5").state_dict(), "small.pt")
     assert main([*arguments, "--device", "cuda"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("barlowtwins: error: device cuda is not on this machine")
