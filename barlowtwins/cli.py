@@ -119,7 +119,8 @@ def _run(arguments: list[str]) -> int:
 
     from barlowtwins import printing
 
-    _print(json.dumps(printing.plain(result), allow_nan=False) if common.json else printing.render(result))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        _print(json.dumps(printing.plain(result), allow_nan=False) if common.json else printing.render(result))
     return int(getattr(result, "exit_code", 0))
 
 

@@ -143,6 +143,15 @@ def test_without_json_a_person_reads_it(capsys: pytest.CaptureFixture[str]) -> N
     assert "batch size  3" in capsys.readouterr().out
 
 
+def test_of_the_processes_that_torchrun_starts_one_prints_the_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, shown in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["probe", "nothing"]) == 0
+        assert ("batch size" in capsys.readouterr().out) is shown
+
+
 def test_help_pages_list_every_command_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
