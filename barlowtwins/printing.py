@@ -54,6 +54,8 @@ def render(result: Any) -> str:
         return str(result)
     lines = [[_words(name), _text(value)] for name, value in made.items() if not _is_records(value)]
     tables = [f"\n{_words(name)}:\n{_records(value)}" for name, value in made.items() if _is_records(value)]
+    if not lines and len(tables) == 1:
+        return tables[0].partition(":\n")[2]
     return "\n".join([table(lines), *tables]).strip("\n")
 
 
@@ -90,7 +92,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
     if isinstance(value, list):
-        shown = ", ".join(_text(item) for item in value[:LONGEST_LIST])
+        shown = ", ".join(_text(item) for item in value[:LONGEST_LIST]) or "none"
         return shown + (", ..." if len(value) > LONGEST_LIST else "")
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())

@@ -96,6 +96,11 @@ def test_render_a_result() -> None:
     ]
 
 
+def test_render_a_result_that_is_one_table_or_that_found_nothing() -> None:
+    assert render({"rows": [Row("a", 1.0)]}).splitlines() == ["name  accuracy  note", "a     1         -"]
+    assert render({"n": 2, "bad": []}).splitlines() == ["n    2", "bad  none"]
+
+
 def test_render_a_long_list_says_what_is_left_out() -> None:
     shown = render([Row(str(i), i) for i in range(1000)]).splitlines()
     assert len(shown) == 22
