@@ -87,7 +87,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int = KEEP, drop
     with atomic_write(path) as file:
         sealed = _Sealed(file)
         try:
-            torch.save({"format": FORMAT, **state}, sealed)
+            torch.save({"format": FORMAT, **state}, sealed)  # type: ignore[arg-type]  # only written to
         except RuntimeError as error:  # torch finds that its archive is short, and hides the full disk behind that
             raise (sealed.error or error) from None
         sealed.close()
@@ -112,9 +112,10 @@ class Saver:
         self.run = run
         self._given_up = [path for path in list_checkpoints(run) if step_of(path) > start]
         self._failed = False
+        self._saved = -1
 
     def save(self, checkpoint: Checkpoint, *, last_chance: bool = False) -> None:
-        """Save, or warn.
+        """Save, or warn; a step that is saved already is not saved again.
 
         Args:
             checkpoint: what to save.
@@ -123,6 +124,8 @@ class Saver:
         Raises:
             OutputError: it cannot be written, and neither could the one before, or there will be no other.
         """
+        if checkpoint.step == self._saved:
+            return
         try:
             save_checkpoint(self.run, checkpoint, drop=self._given_up)
         except OutputError as error:
@@ -131,7 +134,7 @@ class Saver:
             self._failed = True
             say(f"warning: {error}; training goes on, and the checkpoint before is kept")
         else:
-            self._failed, self._given_up = False, []
+            self._saved, self._failed, self._given_up = checkpoint.step, False, []
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

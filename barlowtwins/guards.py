@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +11,61 @@ from torch import Tensor
 
 from barlowtwins.data import Source
 from barlowtwins.distributed import World
-from barlowtwins.errors import TrainingError
+from barlowtwins.errors import OutputError, TrainingError
 from barlowtwins.files import write_json
 from barlowtwins.model import BarlowTwins
 from barlowtwins.progress import say
 from barlowtwins.twins import TwinBatch
 
-__all__ = ["require_finite", "require_readable"]
+__all__ = ["is_out_of_memory", "require_finite", "require_readable"]
+
+NO_MEMORY = ("can't allocate memory", "not enough memory")  # in the words of torch's CPU allocator
 
 
-def require_finite(loss: Tensor, model: BarlowTwins, batch: TwinBatch, source: Source, *, report: Path | None) -> None:
-    """Let the update happen only if the loss and every gradient are finite.
+def require_finite(
+    loss: Tensor, model: BarlowTwins, batch: TwinBatch, source: Source, *, world: World, report: Path
+) -> None:
+    """Let the update happen only if the loss and every gradient are finite. All processes come to the same answer.
+
+    Args:
+        loss: of the global batch.
+        model: its gradients are those of the global batch.
+        batch: of this process.
+        source: names the images.
+        world: the processes; the first one writes the report.
+        report: the file for the step, the images of all processes and the numbers.
 
     Raises:
-        TrainingError: they are not; the file `report`, if given, then has the step, the images and the numbers.
+        TrainingError: they are not finite.
     """
     named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norms = torch.stack(torch._foreach_norm(list(named.values())))  # (number of parameters,)
-    if bool(torch.isfinite(norms.sum() + loss.detach())):  # one value read back from the device
+    if bool(torch.isfinite(torch.cat([norms, loss.detach().reshape(1)])).all()):  # one value read back from the device
         return
-    bad = [name for name, norm in zip(named, norms.tolist(), strict=True) if not _finite(norm)]
-    if report is not None:
-        write_json(report, _evidence(loss, model, batch, source, bad))
-    what = f"the loss is {loss.item()}" if not _finite(loss.item()) else f"the gradient of {bad[0]} is not finite"
+    gradients = dict(zip(named, norms.tolist(), strict=True))
+    bad = [name for name, norm in gradients.items() if not math.isfinite(norm)]
+    indices = batch.rows.indices if world.size == 1 else sorted(world.union(set(batch.rows.indices)))
+    written = f"{report} has the images and the numbers"
+    if world.writes:
+        evidence = _evidence(loss, model, batch) | {
+            "gradient_norms": {name: str(norm) for name, norm in gradients.items()},
+            "gradients_not_finite": bad,
+            "images": [source.key(index) for index in indices],
+        }
+        try:
+            write_json(report, evidence)
+        except OutputError as error:
+            written = str(error)
+    what = "the gradient of " + bad[0] if math.isfinite(loss.item()) else "the loss"
+    value = gradients[bad[0]] if math.isfinite(loss.item()) else loss.item()
     raise TrainingError(
-        f"{what} at step {batch.rows.step}; nothing was updated, and {report or 'nonfinite.json'} has "
-        "the images and numbers. "
-        "Try a lower --lr, or a longer --warmup-epochs, from the last checkpoint"
+        f"{what} is {value} at step {batch.rows.step}; nothing was updated ({written}). "
+        "Go on from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change), or look at "
+        "the images"
     )
 
 
-def _evidence(loss: Tensor, model: BarlowTwins, batch: TwinBatch, source: Source, bad: list[str]) -> dict[str, Any]:
+def _evidence(loss: Tensor, model: BarlowTwins, batch: TwinBatch) -> dict[str, Any]:
     """What one needs to find the cause; numbers as text, since JSON knows no NaN."""
     terms = model.terms
     return {
@@ -49,13 +74,11 @@ def _evidence(loss: Tensor, model: BarlowTwins, batch: TwinBatch, source: Source
         "loss": str(loss.item()),
         "on_diagonal": str(terms.on_diagonal.item()) if terms else None,
         "off_diagonal": str(terms.off_diagonal.item()) if terms else None,
-        "gradients_not_finite": bad,
         "parameters_not_finite": [name for name, p in model.named_parameters() if not bool(p.isfinite().all())],
         "views": [
             {"min": str(y.min().item()), "max": str(y.max().item()), "mean": str(y.mean().item())}
             for y in (batch.y1, batch.y2)
         ],
-        "images": [source.key(index) for index in batch.rows.indices],
     }
 
 
@@ -79,15 +102,19 @@ def require_readable(batch: TwinBatch, unreadable: set[int], most: float, world:
     for index in sorted(set(batch.unreadable) - unreadable)[:3]:
         say(f"unreadable, another image stands in: {batch.unreadable[index].path}: {batch.unreadable[index].why}")
     unreadable = world.union(unreadable | set(batch.unreadable))
-    if len(unreadable) > most or world.any(batch.exhausted):
+    too_many, exhausted = len(unreadable) > most, world.any(batch.exhausted)
+    if too_many or exhausted:
         first = next(iter(batch.unreadable.values()), None)
         example = f" (such as {first.path}: {first.why})" if first else ""
+        why = f"more than the {int(most)} that --max-bad allows" if too_many else "and none was found to stand in"
         raise TrainingError(
-            f"{len(unreadable)} images cannot be read{example}, more than the {int(most)} that --max-bad allows; "
-            "`barlowtwins check DATA` lists them"
+            f"images that cannot be read: {len(unreadable)}{example}, {why}; `barlowtwins check DATA` lists them"
         )
     return unreadable
 
 
-def _finite(value: float) -> bool:
-    return value - value == 0
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full; torch has a type of its own for that on a GPU only."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

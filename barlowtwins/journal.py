@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any
 
 from torch import nn, optim
@@ -18,7 +19,7 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """Keeps the log of a run; made by the process that writes.
+    """Keeps the log of a run; made by the process that writes. A context manager: the bar ends with the block.
 
     Args:
         run: where metrics.jsonl lies.
@@ -46,11 +47,22 @@ class Journal:
         self.loss: float | None = None
         self.accuracy: float | None = None
         self.images, self.seconds = 0, 0.0  # of this process's own steps, evaluations and saves not counted
+        self._evaluated = 0  # step of the last kNN
         self._pending: list[dict[str, Any]] = []
-        self._mark = time.perf_counter()
-        self._progress = Progress(steps * batch_size, desc="pretrain", initial=start * batch_size)
         for record in run.rewind_log(start):
-            self.loss, self.accuracy = record.get("loss", self.loss), record.get("knn", self.accuracy)
+            self.loss = record.get("loss", self.loss)
+            if "knn" in record:
+                self.accuracy, self._evaluated = record["knn"], record["step"]
+        self._progress = Progress(steps * batch_size, desc="pretrain", initial=start * batch_size)
+        self._mark = time.perf_counter()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.close()
 
     @property
     def rate(self) -> float | None:
@@ -58,11 +70,23 @@ class Journal:
         return self.images / self.seconds if self.seconds > 0 else None
 
     def step(self, step: int, terms: LossTerms, optimizer: optim.Optimizer, unreadable: int, *, last: bool) -> None:
-        """Count one optimizer step; write a line if it is time."""
+        """Count one optimizer step; write a line if it is time.
+
+        Where a process happens to stop leaves no trace: the lines are those of a run that never stopped.
+
+        Args:
+            step: optimizer steps done.
+            terms: of this step's loss.
+            optimizer: its learning rates.
+            unreadable: images that could not be read so far.
+            last: this process's last step; its loss is kept, also if it is not logged.
+        """
         now = time.perf_counter()
         self.images, self.seconds, self._mark = self.images + self.batch_size, self.seconds + now - self._mark, now
-        if step % self.log_every == 0 or step % self.steps_per_epoch == 0 or last:
+        due = step % self.log_every == 0 or step % self.steps_per_epoch == 0
+        if due or last:
             self.loss = terms.loss.item()
+        if due:
             weights, one_dimensional = (group["lr"] for group in optimizer.param_groups)
             self._write(
                 {
@@ -83,21 +107,31 @@ class Journal:
         else:
             self._progress.update(self.batch_size)
 
-    def evaluate(self, step: int, backbone: nn.Module) -> None:
-        """Run the online kNN, if this step ends an epoch whose turn it is."""
+    def evaluate(self, step: int, backbone: nn.Module, give_up: Callable[[], bool] | None = None) -> None:
+        """Run the online kNN, if this step ends an epoch whose turn it is, and if it was not run there before.
+
+        Args:
+            step: optimizer steps done.
+            backbone: the network as it stands.
+            give_up: asked now and then; once it says True, there is no kNN, and the next process makes up for it.
+        """
         epoch, rest = divmod(step, self.steps_per_epoch)
-        if self.knn is None or rest or epoch % self.knn_every:
+        if self.knn is None or step <= self._evaluated or rest or epoch % self.knn_every:
             return
         with self.pause():
-            self.accuracy = self.knn.accuracy(backbone)
-        self._write({"step": step, "epoch": epoch, "knn": self.accuracy})
-        self._progress.update(0, knn=f"{self.accuracy:.1f} %")
+            accuracy = self.knn.accuracy(backbone, give_up)
+        if accuracy is not None:
+            self.accuracy, self._evaluated = accuracy, step
+            self._write({"step": step, "epoch": epoch, "knn": accuracy})
+            self._progress.update(0, knn=f"{accuracy:.1f} %")
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """What happens inside does not count for the rate."""
-        yield
-        self._mark = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._mark = time.perf_counter()
 
     def _write(self, record: dict[str, Any]) -> None:
         """Append to the log; lines that a full disk refuses are kept for the next time."""
@@ -109,7 +143,3 @@ class Journal:
                 say(f"warning: cannot write {self.run.metrics} ({error.strerror}); its lines are kept in memory")
         else:
             self._pending = []
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._progress.close()

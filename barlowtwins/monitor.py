@@ -1,42 +1,59 @@
 """How good is the representation while it is being learned: kNN on held-out labels, every few epochs."""
 
+# M images in the bank, Q queries, D features
+
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from torch import nn
 
-from barlowtwins.batches import Readable
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data import Source, has_split, open_source, subset
 from barlowtwins.embedder import Embedder, extract
 from barlowtwins.errors import DataError
 from barlowtwins.evaluate.knn import knn_accuracy
 from barlowtwins.preprocess import Preprocessing
+from barlowtwins.progress import say
 
 __all__ = ["OnlineKNN", "held_out"]
 
 BANK, QUERIES = 10_000, 2_000  # images at most: an evaluation should take seconds, not minutes
 NEIGHBOURS = 20
+BATCH = 128
+ASIDE = 6  # of labelled images without a test split, every sixth is a query
 
 
 def held_out(config: PretrainConfig, source: Source) -> tuple[Source, Source] | None:
     """The labelled images that are the bank and those that are classified by it, or None where there are no labels.
 
-    `--val` says what to classify; a named data set has a test split; of other labelled sources every sixth image is
-    set aside: training may see it, but its label counts for nothing there.
+    Queries are what `--val` names, else the test split of a named data set, else every sixth image of the training
+    data: training may see it, but its label counts for nothing there. Where the training data have no labels, `--val`
+    gives both, queries being every sixth of it.
+
+    Raises:
+        DataError: `--val` has no labels, or other classes than the training data.
     """
-    if source.labels is None or config.val == "none" or config.knn_every == 0:
+    if config.val == "none" or config.knn_every == 0 or (source.labels is None and config.val is None):
         return None
+    queries = None
     if config.val is not None or has_split(config.data, "test"):
         queries = open_source(config.val or config.data, split="test", data_root=config.data_root)
         if queries.labels is None:
             raise DataError(f"{config.val or config.data} has no labels, which --val needs; leave it out, or use none")
-        if queries.classes and source.classes and queries.classes != source.classes:
-            raise DataError(f"--val has classes {_some(queries.classes)}, training has {_some(source.classes)}")
-        bank = source
-    else:
-        every = np.arange(len(source))
-        bank, queries = subset(source, every[every % 6 != 0]), subset(source, every[every % 6 == 0])
+    bank = source
+    if bank.labels is None and queries is not None:
+        bank, queries = queries, None
+    if queries is None:
+        every = np.arange(len(bank))
+        bank, queries = subset(bank, every[every % ASIDE != 0]), subset(bank, every[every % ASIDE == 0])
+    if queries.classes != bank.classes:
+        unknown = sorted(set(queries.classes) ^ set(bank.classes))
+        raise DataError(
+            f"--val has {len(queries.classes)} classes, the training data {len(bank.classes)}; only one of the two has "
+            f"{_some(unknown)}. Leave --val out, or use none"
+        )
     return _thin(bank, BANK), _thin(queries, QUERIES)
 
 
@@ -49,17 +66,40 @@ class OnlineKNN:
         self.bank, self.queries, self.preprocessing = bank, queries, preprocessing
         self.device, self.workers = device, workers
 
-    def accuracy(self, backbone: nn.Module) -> float:
-        """Percent of the held-out images whose class their neighbours name; the network is left as it was."""
-        embedder = Embedder(backbone, self.preprocessing, device=self.device)
-        bank, queries = (self._features(embedder, source) for source in (self.bank, self.queries))
-        assert self.bank.labels is not None and self.queries.labels is not None
-        k = min(NEIGHBOURS, len(self.bank))
-        accuracy = knn_accuracy(bank, self.bank.labels, queries, self.queries.labels, k=k, device=self.device)
-        return accuracy[k].top1
+    def accuracy(self, backbone: nn.Module, give_up: Callable[[], bool] | None = None) -> float | None:
+        """Percent of the held-out images whose class their neighbours name; the network is left as it was.
 
-    def _features(self, embedder: Embedder, source: Readable) -> np.ndarray:
-        return extract(source, embedder, batch_size=256, workers=self.workers)[0]
+        Args:
+            backbone: (n, C, S, S) -> (n, D).
+            give_up: asked after each batch; the answer True ends it.
+
+        Returns:
+            None if it gave up, or if no image could be read: a run does not fail for being watched.
+        """
+
+        def ask(done: int, total: int) -> None:
+            if give_up is not None and give_up():
+                raise _GivenUpError
+
+        embedder = Embedder(backbone, self.preprocessing, device=self.device)
+        features, labels = [], []
+        for source in (self.bank, self.queries):
+            try:
+                rows, good = extract(source, embedder, batch_size=BATCH, workers=self.workers, progress=ask)
+            except _GivenUpError:
+                return None
+            assert source.labels is not None
+            features.append(rows[good])  # (M, D), then (Q, D)
+            labels.append(source.labels[good])
+        if not all(map(len, features)):
+            say("warning: no kNN, since none of the held-out images, or none of the bank's, gives features")
+            return None
+        k = min(NEIGHBOURS, len(features[0]))
+        return knn_accuracy(features[0], labels[0], features[1], labels[1], k=k, device=self.device)[k].top1
+
+
+class _GivenUpError(Exception):
+    """Leaves an evaluation through a progress callback."""
 
 
 def _thin(source: Source, most: int) -> Source:
@@ -69,5 +109,5 @@ def _thin(source: Source, most: int) -> Source:
     return subset(source, np.linspace(0, len(source) - 1, most).round().astype(np.int64))
 
 
-def _some(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -25,7 +25,7 @@ from barlowtwins.data import Source, open_source
 from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
 from barlowtwins.distributed import World, open_world
 from barlowtwins.errors import ConfigError, StoppedEarly, TrainingError
-from barlowtwins.guards import require_finite, require_readable
+from barlowtwins.guards import is_out_of_memory, require_finite, require_readable
 from barlowtwins.journal import Journal
 from barlowtwins.lock import FolderLock
 from barlowtwins.microbatch import micro_batched_backward
@@ -34,7 +34,7 @@ from barlowtwins.monitor import OnlineKNN, held_out
 from barlowtwins.optim import build_optimizer, learning_rate_factor
 from barlowtwins.progress import say
 from barlowtwins.recipes import Settings, record, resolve
-from barlowtwins.resume import find_checkpoint, initialize
+from barlowtwins.resume import find_checkpoint, initialize, restore
 from barlowtwins.run import RunFolder
 from barlowtwins.signals import StopSignals
 from barlowtwins.twins import TwinReader, plan_batches
@@ -94,17 +94,20 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         source = open_source(config.data, split="train", data_root=config.data_root)
         settings = resolve(config, channels=source.channels, size=source.size)
         plan = plan_run(settings, len(source), world_size=world.size, micro=config.micro_batch_size)
-        model = build_model(settings, config.seed)
-        if config.dry_run:
-            return PretrainResult(config.out, 0, plan, settings, _parameters(model))
-        with FolderLock(config.out) if world.writes else contextlib.nullcontext():
-            try:
+        try:
+            model = build_model(settings, config.seed)
+            if config.dry_run:
+                return PretrainResult(config.out, 0, plan, settings, _parameters(model))
+            with FolderLock(config.out) if world.writes else contextlib.nullcontext():
                 return _train(config, settings, plan, model, source, world)
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f"out of memory on {device_name(world.device)} with --batch-size {settings.batch_size}; "
-                    "try --precision bf16, or a smaller batch, projector, backbone or image size"
-                ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"out of memory on {device_name(world.device)} with --batch-size {settings.batch_size}; try "
+                "--micro-batch-size with a part of it (nearly the same training), --precision bf16, or a smaller "
+                "batch, projector, backbone or image size"
+            ) from error
 
 
 def plan_run(settings: Settings, images: int, *, world_size: int = 1, micro: int | None = None) -> Plan:
@@ -114,8 +117,9 @@ def plan_run(settings: Settings, images: int, *, world_size: int = 1, micro: int
         ConfigError: the batch is larger than the data, too small for a correlation, or not divisible by the processes.
     """
     n, w = settings.batch_size, world_size
-    if n < 2:
-        raise ConfigError(f"batch size {n} is too small: a correlation over the batch needs 2 images or more")
+    if min(n, images) < 2:
+        what = f"batch size {n} is too small" if n < 2 else f"{images} image is too few"
+        raise ConfigError(f"{what}: a correlation over the batch needs 2 images or more")
     if n > images:
         raise ConfigError(f"batch size {n} is larger than the data: {images} images; try a --batch-size up to that")
     if n % w:
@@ -156,7 +160,7 @@ def _train(
     )
     preprocessing = transform.recipe.preprocessing()
     run = RunFolder(config.out)
-    decided = record(config, settings)
+    decided = {**record(config, settings), "precision": precision}
     data = {"images": len(source), "fingerprint": source.fingerprint()}
 
     # The network and its optimiser, new or as the newest checkpoint left them.
@@ -175,17 +179,18 @@ def _train(
     if checkpoint is None:
         initialize(model, config.init)
     else:
-        model.load_state_dict(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer)
+        restore(checkpoint, model, optimizer)
         step, unreadable = checkpoint.step, set(checkpoint.unreadable)
     network = world.share(model)
     last = min(plan.steps, plan.steps if config.max_steps is None else config.max_steps)
 
-    # Who watches: rank 0 keeps the journal, with a kNN where there are labels.
-    journal = None
+    # Who watches: rank 0 keeps the journal, with a kNN where there are labels, and saves.
+    journal, saver = None, Saver(run.path, start=step)
     if world.writes:
+        run.sweep()
         labelled = held_out(config, source)
-        run.write_config({**decided, "data_facts": data, "plan": dataclasses.asdict(plan), "world_size": world.size})
+        facts = {"data_facts": data, "classes": list(source.classes), "plan": dataclasses.asdict(plan)}
+        run.write_config({**decided, **facts, "world_size": world.size})
         say(_headline(settings, plan, model, world, precision, workers, step))
         journal = Journal(
             run,
@@ -197,7 +202,34 @@ def _train(
             knn=labelled and OnlineKNN(*labelled, preprocessing, device=str(device), workers=workers),
             knn_every=config.knn_every,
         )
-    saver = Saver(run.path)
+
+    def save(*, last_chance: bool = False) -> None:
+        if journal:
+            with journal.pause():
+                saver.save(
+                    Checkpoint(
+                        step,
+                        model.state_dict(),
+                        optimizer.state_dict(),
+                        config=decided,
+                        data=data,
+                        world_size=world.size,
+                        unreadable=tuple(sorted(unreadable)),
+                    ),
+                    last_chance=last_chance,
+                )
+
+    def evaluate_or_stop() -> None:
+        """At the end of a step: a stop signal also ends the kNN, which the next process then makes up for."""
+        if journal:
+            journal.evaluate(step, model.backbone, lambda: stop.requested)
+        if world.any(stop.requested) and step < last:
+            save(last_chance=True)
+            again = "the same command goes" if config.resume == "auto" else "--resume auto goes"
+            raise StoppedEarly(
+                f"stopped by {stop.name or 'another process'} after step {step} of {plan.steps}, saved in {run.path}; "
+                f"{again} on from there"
+            )
 
     def to_device(y: Tensor) -> Tensor:
         return y.to(device, non_blocking=True, memory_format=layout)
@@ -211,7 +243,12 @@ def _train(
         len(source), n, seed=config.seed, start=step, stop=last, rank=world.rank, world_size=world.size
     )
     reader = TwinReader(source, transform)
-    with StopSignals() as stop, read_ahead(reader, order, workers=workers, pin_memory=device.type == "cuda") as batches:
+    with (
+        StopSignals() as stop,
+        journal or contextlib.nullcontext(),
+        read_ahead(reader, order, workers=workers, pin_memory=device.type == "cuda") as batches,
+    ):
+        evaluate_or_stop()
         for batch in batches:
             unreadable = require_readable(batch, unreadable, config.max_bad * plan.images, world)
 
@@ -228,40 +265,21 @@ def _train(
             else:
                 loss = micro_batched_backward(model, batch.y1, batch.y2, micro, embed=embed)
                 world.average_gradients(model)
-            require_finite(loss, model, batch, source, report=run.path / "nonfinite.json" if world.writes else None)
+            require_finite(loss, model, batch, source, world=world, report=run.path / "nonfinite.json")
             optimizer.step()
             optimizer.zero_grad()
             step += 1
 
             # The rest only watches, and saves.
-            stopping = world.any(stop.requested)
             if journal and model.terms:
-                journal.step(step, model.terms, optimizer, len(unreadable), last=stopping or step == last)
-                journal.evaluate(step, model.backbone)
-            due = step % (config.checkpoint_every or plan.steps_per_epoch) == 0 or step == last or stopping
-            if journal and due:
-                with journal.pause():
-                    saver.save(
-                        Checkpoint(
-                            step,
-                            model.state_dict(),
-                            optimizer.state_dict(),
-                            config=decided,
-                            data=data,
-                            world_size=world.size,
-                            unreadable=tuple(sorted(unreadable)),
-                        )
-                    )
-            if stopping and step < last:
-                raise StoppedEarly(
-                    f"stopped by {stop.name or 'another process'} after step {step} of {plan.steps}, saved in "
-                    f"{run.path}; the same command goes on from there"
-                )
+                journal.step(step, model.terms, optimizer, len(unreadable), last=step == last)
+            if step % (config.checkpoint_every or plan.steps_per_epoch) == 0 or step == last:
+                save(last_chance=step == last < plan.steps)
+            evaluate_or_stop()
 
     if journal is None:
         world.wait()
         return PretrainResult(config.out, step, plan, settings, _parameters(model))
-    journal.close()
     run.write_weights(model, name=settings.backbone, stem=settings.stem, preprocessing=preprocessing)
     world.wait()
     return PretrainResult(

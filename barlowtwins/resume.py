@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from barlowtwins.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from barlowtwins.config import PretrainConfig
-from barlowtwins.errors import CheckpointError, OutputError
+from barlowtwins.errors import CheckpointError, ConfigError, OutputError
 from barlowtwins.model import BarlowTwins
 from barlowtwins.progress import say
 from barlowtwins.recipes import Settings
-from barlowtwins.weights import load_weights
 
-__all__ = ["find_checkpoint", "initialize"]
+__all__ = ["find_checkpoint", "initialize", "restore"]
 
 # What the rest of a run is a function of; other settings (workers, device, intervals) may change freely.
-MATHS = (*(field.name for field in fields(Settings) if field.name != "recipe"), "seed")
+MATHS = (
+    *(field.name for field in dataclasses.fields(Settings) if field.name != "recipe"),
+    *("seed", "precision", "micro_batch_size"),
+)
+# Of those, what the tensors of a checkpoint are made for: no flag carries them over.
+SHAPES = ("backbone", "stem", "channels", "projector", "optimizer")
+# What says where and how to resume, not how to train; of `data` the fingerprint counts.
+ASKED = ("out", "resume", "allow_change", "dry_run", "data")
 
 
 def find_checkpoint(
@@ -32,30 +41,62 @@ def find_checkpoint(
         data: number of images and fingerprint of the source.
 
     Raises:
+        ConfigError: `--allow-change` names what is no setting.
         CheckpointError: it cannot be read, or belongs to other settings or other data; the message names each.
-        OutputError: `--resume never`, and there are checkpoints.
+        OutputError: `--resume never`, and there are checkpoints; or there is a result, but nothing to go on from.
     """
-    if config.resume == "never":
-        if list_checkpoints(run):
-            raise OutputError(f"{run} has checkpoints and --resume is never; choose another --out, or --resume auto")
-        return None
-    checkpoint = load_newest(run) if config.resume == "auto" else load_checkpoint(Path(config.resume))
+    allowed = _allowed(config, record)
+    if config.resume == "never" and list_checkpoints(run):
+        raise OutputError(f"{run} has checkpoints and --resume is never; choose another --out, or --resume auto")
+    checkpoint = load_newest(run) if config.resume in ("auto", "never") else load_checkpoint(Path(config.resume))
     if checkpoint is None:
+        if (run / "model.safetensors").exists():
+            raise OutputError(
+                f"{run} holds the weights of a run, but no checkpoint to go on from; choose another --out, so that "
+                "they are not written over"
+            )
         return None
 
-    changed: dict[str, tuple[Any, ...]] = {name: (checkpoint.config.get(name), record[name]) for name in MATHS}
-    changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
-    if checkpoint.data != data:
-        changed["data"] = tuple(f"{d['images']} images, {d['fingerprint'][:10]}" for d in (checkpoint.data, data))
+    changed = _differences(checkpoint, record, data)
     for name, (before, now) in changed.items():
         say(f"changed since the checkpoint: {name} was {before}, is {now}")
-    if refused := [name for name in changed if name not in config.allow_change]:
-        listed = "; ".join(f"{name} was {changed[name][0]}, is {changed[name][1]}" for name in refused)
-        raise CheckpointError(
-            f"the checkpoint at step {checkpoint.step} of {run} was made with other settings ({listed}); "
-            f"set them back, choose another --out, or accept with --allow-change {' '.join(refused)}"
+    which = f"the checkpoint at step {checkpoint.step} of {run}" if config.resume == "auto" else config.resume
+    decisive = [name for name in changed if name in (*MATHS, "data")]
+    fixed = [name for name in decisive if name in SHAPES]
+    if refused := fixed or [name for name in decisive if name not in allowed]:
+        was, now = (", ".join(f"{name} {changed[name][side]}" for name in refused) for side in (0, 1))
+        way_out = (
+            f"it cannot change within a run; set it back, or begin another --out, perhaps with --init {run}"
+            if fixed
+            else f"set it back, choose another --out, or accept it with --allow-change {' '.join(decisive)}"
         )
+        raise CheckpointError(f"{which} was made with {was}, not {now}; {way_out}")
+    epoch_before = checkpoint.data["images"] // checkpoint.config["batch_size"]
+    epoch_now = data["images"] // record["batch_size"]
+    if epoch_before != epoch_now:
+        say(
+            f"an epoch had {epoch_before} steps and has {epoch_now} now: step {checkpoint.step} was in epoch "
+            f"{checkpoint.step / epoch_before:.2f} and is in epoch {checkpoint.step / epoch_now:.2f}"
+        )
+    if "data" in changed:  # its numbers mean other images now
+        checkpoint = dataclasses.replace(checkpoint, unreadable=())
     return checkpoint
+
+
+def restore(checkpoint: Checkpoint, model: BarlowTwins, optimizer: torch.optim.Optimizer) -> None:
+    """Put the network and its optimiser where the checkpoint left them.
+
+    The optimiser's own settings (learning rates, decay) stay as they were built: they may have been allowed to change.
+
+    Raises:
+        CheckpointError: the tensors are not those of this network and optimiser.
+    """
+    try:
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": checkpoint.optimizer["state"]})
+    except (RuntimeError, ValueError, KeyError) as error:
+        gist = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the checkpoint at step {checkpoint.step} does not fit the network: {gist}") from error
 
 
 def initialize(model: BarlowTwins, init: str | None) -> None:
@@ -66,12 +107,42 @@ def initialize(model: BarlowTwins, init: str | None) -> None:
     """
     if init is None:
         return
-    weights = load_weights(init)
-    model.backbone.load_state_dict(weights.backbone)
-    projector = {key: value for key, value in model.state_dict().items() if not key.startswith("backbone.")}
+    from barlowtwins.formats import match_keys
+    from barlowtwins.weights import load_weights
+
+    weights = load_weights(init, full=True)
+    state = model.state_dict()
+    backbone = {f"backbone.{key}": value for key, value in weights.backbone.items()}
+    expected = {key: value for key, value in state.items() if key.startswith("backbone.")}
+    match_keys(backbone, expected, f"--init {init} is a {weights.backbone_name} and does not fit the network")
+    ours, theirs = (getattr(net.get_submodule("conv1"), "stride", None) for net in (model.backbone, weights.build()))
+    if ours != theirs:  # which leaves no trace in keys and shapes
+        say(f"warning: the first layer of {init} has stride {theirs}, that of this network {ours}; see --stem")
+    projector = {key: value for key, value in state.items() if not key.startswith("backbone.")}
     if weights.projector is None:
         say(f"{init} has no projector: it starts from random weights")
     elif {k: v.shape for k, v in weights.projector.items()} != {k: v.shape for k, v in projector.items()}:
         say(f"the projector of {init} has other widths and is not used: it starts from random weights")
     else:
-        model.load_state_dict({**model.state_dict(), **weights.projector})
+        backbone |= weights.projector
+    model.load_state_dict({**state, **backbone})
+
+
+def _allowed(config: PretrainConfig, record: dict[str, Any]) -> set[str]:
+    allowed = {name.lstrip("-").replace("-", "_") for name in config.allow_change}
+    for name in sorted(allowed - set(record)):
+        near = difflib.get_close_matches(name, [*MATHS, "data"], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(('data', *MATHS))}"
+        raise ConfigError(f"--allow-change {name}: there is no such setting; {hint}")
+    return allowed
+
+
+def _differences(checkpoint: Checkpoint, record: dict[str, Any], data: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What was and what is, of every setting that is not the same."""
+    before = checkpoint.config
+    names = [name for name in record if name not in ASKED]
+    changed = {name: (before.get(name), record[name]) for name in names if before.get(name) != record[name]}
+    if checkpoint.data != data:
+        was, now = (f"{d['images']} images, {d['fingerprint'][:10]}" for d in (checkpoint.data, data))
+        changed["data"] = (was, now)
+    return changed

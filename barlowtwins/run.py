@@ -9,6 +9,7 @@ model.safetensors       backbone and projector
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 import torchvision
 
 from barlowtwins.errors import OutputError
-from barlowtwins.files import write_json, write_text
+from barlowtwins.files import sweep_partial, write_json, write_text
 from barlowtwins.model import BarlowTwins
 from barlowtwins.preprocess import Preprocessing
 from barlowtwins.safe_save import backbone_metadata, write_safetensors
@@ -49,28 +50,33 @@ class RunFolder:
         }
         write_json(self.config, {**record, "versions": versions})
 
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written; for the process that holds the folder's lock."""
+        for folder in (self.path, self.path / "checkpoints"):
+            sweep_partial(folder, older_than=float("-inf"))
+
     def log(self, records: list[dict[str, Any]]) -> None:
-        """Append lines to metrics.jsonl in one write; raises OSError, after which none of them stands there whole."""
-        text = "".join(json.dumps(record) + "\n" for record in records).encode()
-        with open(self.metrics, "ab") as file:
-            before = file.tell()
+        """Append lines to metrics.jsonl; raises OSError, after which none of them stands there."""
+        text = memoryview("".join(json.dumps(record) + "\n" for record in records).encode())
+        with open(self.metrics, "ab", buffering=0) as file:  # a buffer would try again behind our back
+            before = file.seek(0, 2)
             try:
-                file.write(text)
-                file.flush()
+                while text:
+                    text = text[file.write(text) :]
             except OSError:
                 file.truncate(before)
                 raise
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl; a last one that a kill cut short is left out."""
+        """All whole lines of metrics.jsonl; one that a kill cut short is left out, and whatever else is no record."""
         if not self.metrics.exists():
             return []
         records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    records.append(record)
         return records
 
     def rewind_log(self, step: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ on any number of processes, each of which makes its own rows of the global batch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ import torch
 from barlowtwins.augment import TwinTransform
 from barlowtwins.batches import Readable
 from barlowtwins.images import Unreadable
+from barlowtwins.preprocess import ImageLike
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Rows", "TwinBatch", "TwinReader", "epoch_order", "plan_batches"]
 
@@ -91,9 +95,10 @@ class TwinReader:
         y1, y2 = torch.zeros(2, len(rows.indices), self.transform.recipe.channels, side, side)  # (n, C, S, S) each
         exhausted = False
         for place, index in enumerate(rows.indices):
-            image = self.source.read(index)
-            if isinstance(image, Unreadable):
-                unreadable[index] = image
+            found = self.source.read(index)
+            image = None if isinstance(found, Unreadable) else found
+            if isinstance(found, Unreadable):
+                unreadable[index] = found
                 image = self._replacement(rows.epoch, index, unreadable)
             if image is None:
                 exhausted = True
@@ -101,7 +106,7 @@ class TwinReader:
                 y1[place], y2[place] = self.transform(image, epoch=rows.epoch, index=index)
         return TwinBatch(rows, y1, y2, unreadable, exhausted)
 
-    def _replacement(self, epoch: int, index: int, unreadable: dict[int, Unreadable]):  # type: ignore[no-untyped-def]
+    def _replacement(self, epoch: int, index: int, unreadable: dict[int, Unreadable]) -> Image.Image | ImageLike | None:
         rng = np.random.default_rng([self.transform.seed or 0, epoch, 1, index])
         for other in rng.integers(len(self.source), size=TRIES).tolist():
             image = self.source.read(other)
