@@ -20,7 +20,7 @@ _HERE = _Path(__file__).resolve().parent
 
 def _check_dependencies() -> None:
     """torch.hub checks `dependencies` only after this file is imported, which would fail first and say less."""
-    missing = [name for name in dependencies if name not in _sys.modules and _importlib_util.find_spec(name) is None]
+    missing = [name for name in dependencies if _importlib_util.find_spec(name) is None]
     if missing:
         packages = " ".join("pillow" if name == "PIL" else name for name in missing)
         raise ImportError(f"barlowtwins needs {', '.join(missing)}: not installed here; try: pip install {packages}")
@@ -41,5 +41,7 @@ def _check_origin() -> None:
 
 _check_dependencies()
 _check_origin()
+if str(_HERE) not in _sys.path[1:]:
+    _sys.path.append(str(_HERE))  # torch.hub takes its own entry out again, but worker processes import the package too
 
 from barlowtwins.hub import barlow_twins, embedder, preprocess, resnet18, resnet50  # noqa: E402, F401

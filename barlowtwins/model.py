@@ -137,7 +137,7 @@ def _narrow(net: ResNet, multiplier: float) -> None:
 
 
 def _replace_stem(net: ResNet, stem: Stem, channels: int) -> None:
-    width = net.bn1.num_features
+    width = net.layer1[0].conv1.in_channels  # not of bn1, which a norm_layer of the caller may not tell
     if stem == "imagenet":
         net.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
     else:
