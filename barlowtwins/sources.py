@@ -103,7 +103,7 @@ class FileSource(Source):
         digest = hashlib.sha256()
         for index, key in enumerate(self._keys):
             try:
-                size = os.path.getsize(self.path(index))
+                size = os.path.getsize(os.path.join(self._folder, key))
             except OSError:
                 size = -1  # missing now; a file that comes back changes the fingerprint, as it should
             label = "" if self.labels is None else self.classes[self.labels[index]]
