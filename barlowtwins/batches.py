@@ -130,11 +130,33 @@ def read_ahead(
                 generator=torch.Generator(),  # else torch's global one would be advanced
             )
             batches = iter(loader)
-        yield batches
+        try:
+            yield _watched(batches)
+        finally:
+            _end(batches)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader"):
             raise
         raise DataError(_explain(str(error), stall)) from error
+
+
+def _watched(batches: Iterator[Made]) -> Iterator[Made]:
+    try:
+        yield from batches
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # its last batches cannot be had from a dead worker
+        if str(error).startswith("Caught"):  # raised by the reader itself
+            raise
+        raise RuntimeError(f"DataLoader worker is gone: {error}") from error
+
+
+def _end(batches: Iterator[object]) -> None:
+    """End the workers now. Left to the garbage collector, which a traceback keeps waiting, the death of one would raise
+    RuntimeError in whatever the main process does by then."""
+    with contextlib.suppress(RuntimeError):  # that very one, while they end
+        batches._shutdown_workers()  # type: ignore[attr-defined]
+    for worker in getattr(batches, "_workers", ()):
+        if worker.is_alive():  # it hangs, and would keep the main process from ending
+            worker.kill()
 
 
 class _Rows(Dataset[Batch]):
@@ -157,8 +179,11 @@ class _Rows(Dataset[Batch]):
 
 
 def _start_worker(worker: int) -> None:
-    """Leave Ctrl-C and Slurm's warning to the main process, which finishes its batch and then ends its workers."""
-    for name in ("SIGINT", "SIGUSR1"):
+    """Leave stop signals to the main process, which finishes its batch and then ends its workers.
+
+    A terminal and some schedulers send them to the whole group of processes.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGTERM"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

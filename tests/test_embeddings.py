@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,3 +139,31 @@ def test_a_damaged_index_is_told_with_its_row(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text("a,b\n")
     with pytest.raises(DataError, match="does not begin with the line row,path,label,status"):
         list(read_index(tmp_path / INDEX))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="measures one process by its own peak memory, POSIX only")
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """205 MB of rows are written in the same memory as 20 MB are."""
+    code = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from barlowtwins.embeddings import Block, IndexRow, write_features, write_index
+
+rows, size = int(sys.argv[1]), 2000
+block = np.zeros((size, 256), np.float32)
+def blocks():
+    for start in range(0, rows, size):
+        yield Block(block, [IndexRow(row, f"{row}.png", "", "ok") for row in range(start, start + size)])
+with open(sys.argv[2], "wb") as file:
+    write_features(file, "npy", blocks(), rows, 256)
+with open(sys.argv[2] + ".csv", "wb") as file:
+    write_index(file, (entry for part in blocks() for entry in part.entries))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    peaks = []
+    for rows in (20_000, 200_000):
+        command = [sys.executable, "-c", code, str(rows), str(tmp_path / "embeddings.npy")]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout))
+    assert (tmp_path / "embeddings.npy").stat().st_size > 200_000 * 1024
+    assert peaks[1] - peaks[0] < 20_000  # kB
