@@ -182,7 +182,7 @@ def test_what_a_killed_process_leaves_is_ignored_and_swept_when_a_day_old(
     url = server.answer("/w.pth", slowly(DATA, pieces=4, pause=30), file(DATA))
     target = tmp_path / "w.pth"
     killed = fetch(url, target)
-    _wait_for(lambda: list(tmp_path.glob(".w.pth.*.partial")))
+    _wait_for(lambda: server.requests and list(tmp_path.glob(".w.pth.*.partial")))
     killed.kill()
     killed.wait()
     (partial,) = tmp_path.glob(".w.pth.*.partial")
@@ -223,7 +223,7 @@ def test_eight_processes_at_once_fetch_one_file_once(server: Server, tmp_path: P
 def test_nobody_waits_for_a_dead_owner(server: Server, tmp_path: Path, fetch: Fetch) -> None:
     url = server.answer("/w.pth", slowly(DATA, pieces=4, pause=30), file(DATA))
     owner = fetch(url, tmp_path / "w.pth")
-    _wait_for(lambda: list(tmp_path.glob(".w.pth.*.partial")))
+    _wait_for(lambda: server.requests and list(tmp_path.glob(".w.pth.*.partial")))
     owner.kill()
     owner.wait()
     started = time.monotonic()
@@ -238,7 +238,7 @@ def test_nobody_waits_for_ever_for_an_owner_that_hangs(
     caplog.set_level(logging.INFO)
     url = server.answer("/w.pth", slowly(DATA, pieces=4, pause=30), file(DATA))
     owner = fetch(url, tmp_path / "w.pth")
-    _wait_for(lambda: list(tmp_path.glob(".w.pth.*.partial")))
+    _wait_for(lambda: server.requests and list(tmp_path.glob(".w.pth.*.partial")))
     owner.send_signal(signal.SIGSTOP)
     assert download(url, tmp_path / "w.pth", **FAST).read_bytes() == DATA
 
