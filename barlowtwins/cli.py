@@ -237,9 +237,7 @@ def _unforeseen(error: Exception, arguments: Sequence[str]) -> str:
     ):
         advice = "make --batch-size smaller"
         if "pretrain" in arguments:
-            advice += (
-                ", or keep it and set --micro-batch-size to a part of it, which gives the same loss in less memory"
-            )
+            advice += ", or keep it and set --micro-batch-size to a part of it: the same loss in less memory"
         return f"out of memory ({said or type(error).__name__}); {advice}"
     if isinstance(error, OSError):
         return f"{error}"
