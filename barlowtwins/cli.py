@@ -230,11 +230,8 @@ def _unforeseen(error: Exception, arguments: Sequence[str]) -> str:
     """One line for an error that nobody raised on purpose."""
     said = str(error).strip().partition("\n")[0]
     torch = sys.modules.get("torch")
-    if (
-        isinstance(error, MemoryError)
-        or (torch and isinstance(error, torch.OutOfMemoryError))
-        or "allocate mem" in said
-    ):
+    on_the_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if on_the_gpu or isinstance(error, MemoryError) or "can't allocate memory" in said:
         advice = "make --batch-size smaller"
         if "pretrain" in arguments:
             advice += ", or keep it and set --micro-batch-size to a part of it: the same loss in less memory"

@@ -62,6 +62,7 @@ ACTIONS: dict[str, BaseException | None] = {
     "interrupt": KeyboardInterrupt(),
     "cuda memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation"),
     "memory": MemoryError(),
+    "cpu memory": RuntimeError("[enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory: you"),
     "file": FileNotFoundError(2, "No such file or directory", "gone.jpg"),
     "bug": ZeroDivisionError("division by zero\nsecond line"),
 }
@@ -95,6 +96,7 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
             1,
             "error: out of memory (CUDA out of memory. Tried to allocate 20.00 MiB.); make",
         ),
+        ("cpu memory", 1, "error: out of memory ([enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator"),
         ("memory", 1, "error: out of memory (MemoryError); make --batch-size smaller"),
         ("file", 1, "error: [Errno 2] No such file or directory: 'gone.jpg'"),
         ("bug", 1, "error: unforeseen ZeroDivisionError: division by zero; --debug shows where"),
