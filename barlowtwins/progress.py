@@ -5,6 +5,7 @@ Everything goes to standard error, so that standard output stays clean for resul
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -20,13 +21,14 @@ MINUTE = 60.0
 
 
 def say(text: str) -> None:
-    """Print one line on standard error, above the bar if one is shown."""
-    if "tqdm" in sys.modules:
-        from tqdm import tqdm
+    """Print one line on standard error, above the bar if one is shown; that nobody listens any more is no failure."""
+    with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed file
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stderr)
-    elif sys.stderr is not None:  # None under pythonw
-        print(text, file=sys.stderr, flush=True)
+            tqdm.write(text, file=sys.stderr)
+        elif sys.stderr is not None:  # None under pythonw
+            print(text, file=sys.stderr, flush=True)
 
 
 class Progress:

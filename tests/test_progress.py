@@ -46,6 +46,16 @@ def test_disabled_is_silent() -> None:
     assert "embed" not in _run(interval=0.0, enabled=False).stderr
 
 
+@pytest.mark.parametrize("first", ["", "import tqdm;"])
+def test_a_job_outlives_who_reads_its_progress(first: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    job = first + JOB.format(interval=0.0, enabled=None)
+    done = subprocess.run([sys.executable, "-c", job], stderr=writer, stdout=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.stdout == "result\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
 def test_on_a_terminal_a_bar_with_rate_time_left_and_fields() -> None:
     master, slave = os.openpty()
