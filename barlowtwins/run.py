@@ -64,7 +64,8 @@ class RunFolder:
                 while text:
                     text = text[file.write(text) :]
             except OSError:
-                file.truncate(before)
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
                 raise
 
     def read_log(self) -> list[dict[str, Any]]:

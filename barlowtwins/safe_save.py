@@ -31,6 +31,8 @@ def backbone_metadata(name: str, stem: str, preprocessing: Preprocessing) -> dic
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors atomically, floating-point ones as float32, from whatever device they are on.
 
+    The same tensors and strings make the same bytes, so that a digest says whether two files are one.
+
     Raises:
         OutputError: the file cannot be written.
     """
@@ -40,5 +42,11 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
         key: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
         for key, value in tensors.items()
     }
+    data = memoryview(save(plain))
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = {"__metadata__": dict(metadata), **json.loads(bytes(data[8:start]))}  # `save` itself would shuffle them
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_write(path) as file:
-        file.write(save(plain, dict(metadata)))
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(data[start:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,8 +93,14 @@ class PretrainConfig:
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
         for name in ("lambd", "lr", "lr_bias", "weight_decay", "warmup_epochs", "workers", "max_steps"):
             value = getattr(self, name)
-            require(value is None or value >= 0, f"--{name.replace('_', '-')} is {value}; it must not be negative")
-        require(self.scale_loss is None or self.scale_loss > 0, f"--scale-loss is {self.scale_loss}; it must be > 0")
+            require(
+                value is None or 0 <= value < math.inf,
+                f"--{name.replace('_', '-')} is {value}; it must be a number that is not negative",
+            )
+        require(
+            self.scale_loss is None or 0 < self.scale_loss < math.inf,
+            f"--scale-loss is {self.scale_loss}; it must be a number > 0",
+        )
         require(self.log_every >= 1, f"--log-every is {self.log_every}; it must be 1 or more")
         require(self.knn_every >= 0, f"--knn-every is {self.knn_every}; it must not be negative")
         require(0 <= self.max_bad <= 1, f"--max-bad is {self.max_bad}; it is a fraction from 0 to 1")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from barlowtwins.config import PretrainConfig
 from barlowtwins.errors import ConfigError
@@ -49,7 +50,8 @@ class Settings:
     warmup_epochs: float
 
 
-FIELDS = {field.name: field.type for field in fields(Settings) if field.name != "recipe"}  # name -> "int", "str", ...
+FIELDS = {field.name: str(field.type) for field in fields(Settings) if field.name != "recipe"}  # name -> "int", ...
+DATA_SETS = ("fashion-mnist", "shapes")  # those with a recipe of their name
 
 
 def recipe_names() -> list[str]:
@@ -67,21 +69,19 @@ def load_recipe(name: str) -> dict[str, Any]:
     if name not in recipe_names():
         path = Path(name)
         if not path.is_file():
-            near = difflib.get_close_matches(name, recipe_names(), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipe_names())}"
-            raise ConfigError(f"no recipe and no file is called {name!r}; {hint}")
+            raise ConfigError(f"no recipe and no file is called {name!r}; {_hint(name, recipe_names())}")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not TOML: {error}") from error
-    for name, value in settings.items():
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"a recipe has {', '.join(FIELDS)}"
-            raise ConfigError(f"recipe {path}: {name} is not a setting; {hint}")
-        wanted = {"int": int, "float": (int, float), "str": str}[str(FIELDS[name])]
-        if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
-            raise ConfigError(f"recipe {path}: {name} is {value!r}; it must be of type {FIELDS[name]}")
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    for field, value in settings.items():
+        if field not in FIELDS:
+            raise ConfigError(f"recipe {path}: {field} is not a setting; {_hint(field, FIELDS)}")
+        kinds = {"int": (int,), "float": (int, float), "str": (str,)}[FIELDS[field]]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ConfigError(f"recipe {path}: {field} is {value!r}; it must be of type {FIELDS[field]}")
     return settings
 
 
@@ -93,7 +93,7 @@ def recipe_for(data: str, size: tuple[int, int] | None) -> str:
         size: (height, width) where all images have the same, else None.
     """
     name = data.split(":")[0]
-    if name in recipe_names():
+    if name in DATA_SETS:
         return name
     return "small-data" if size is not None and max(size) <= SMALL else "imagenet-bs256"
 
@@ -124,6 +124,10 @@ def resolve(config: PretrainConfig, *, channels: int, size: tuple[int, int] | No
         PretrainConfig(config.data, config.out, **values)  # the checks of the flags, for the recipe's values too
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from error
+    for field, kind in get_type_hints(PretrainConfig).items():
+        choices = [choice for part in get_args(kind) if get_origin(part) is Literal for choice in get_args(part)]
+        if field in values and choices and values[field] not in choices:
+            raise ConfigError(f"recipe {name}: {field} is {values[field]!r}; it is one of {', '.join(choices)}")
     values |= {field: float(values[field]) for field, kind in FIELDS.items() if kind == "float"}
     return Settings(recipe=name, **values)
 
@@ -131,3 +135,8 @@ def resolve(config: PretrainConfig, *, channels: int, size: tuple[int, int] | No
 def record(config: PretrainConfig, settings: Settings) -> dict[str, Any]:
     """The configuration with every setting decided, as config.json and the checkpoints keep it."""
     return {**asdict(config), **asdict(settings)}
+
+
+def _hint(wrong: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
