@@ -101,9 +101,25 @@ def open_world(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(place)
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=_store(), rank=int(os.environ["RANK"]), world_size=size, timeout=PATIENCE
+        )
     try:
         yield World(dist.get_rank(), dist.get_world_size(), place)
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """Where the processes find each other, separate for each restart.
+
+    A restarted job meets the same store, with the addresses of processes that are dead (pytorch issue 135712). On one
+    machine `torchrun` counts the restarts alike for all; across machines it does not, and there the launch must set
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each restart a store of its own.
+    """
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
