@@ -54,6 +54,14 @@ class World:
         dist.all_gather_object(parts, items)
         return set().union(*parts)
 
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes of a tensor that each has; where it was."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.to(tensor.device)
+
     def share(self, model: nn.Module) -> nn.Module:
         """The network that trains `model` on the global batch: synchronised batch norm, averaged gradients."""
         if self.size == 1:

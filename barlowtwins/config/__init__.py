@@ -7,17 +7,29 @@ default. `None` means "let the recipe or the data decide"; what was decided is p
 from __future__ import annotations
 
 from barlowtwins.config.embedding import CheckConfig, EmbedConfig, NeighboursConfig
-from barlowtwins.config.evaluation import KNNConfig
+from barlowtwins.config.evaluation import (
+    ClassifyConfig,
+    FinetuneConfig,
+    KNNConfig,
+    LinearConfig,
+    SemiConfig,
+    SVMConfig,
+)
 from barlowtwins.config.pretraining import DemoConfig, PretrainConfig
 from barlowtwins.config.registry import WeightsGetConfig, WeightsListConfig, WeightsShowConfig, WeightsVerifyConfig
 
 __all__ = [
     "CheckConfig",
+    "ClassifyConfig",
     "DemoConfig",
     "EmbedConfig",
+    "FinetuneConfig",
     "KNNConfig",
+    "LinearConfig",
     "NeighboursConfig",
     "PretrainConfig",
+    "SVMConfig",
+    "SemiConfig",
     "WeightsGetConfig",
     "WeightsListConfig",
     "WeightsShowConfig",

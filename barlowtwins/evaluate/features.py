@@ -1,0 +1,71 @@
+"""Features of labelled images in memory, extracted once: a stopped run goes on, and processes share the work."""
+
+# N images, D features, W processes
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from barlowtwins.distributed import World
+from barlowtwins.embedder import Embedder, Rows, extract
+from barlowtwins.errors import ConfigError, DataError, StoppedEarly
+from barlowtwins.progress import Progress
+from barlowtwins.shards import embed_shards, plan_shards, read_features
+from barlowtwins.signals import StopSignals
+from barlowtwins.sources import Source
+
+__all__ = ["extract_features"]
+
+
+def extract_features(
+    source: Source, embedder: Embedder, folder: Path | None, *, world: World, batch_size: int = 64, workers: int = 0
+) -> Rows | None:
+    """Embed a source, the processes taking turns.
+
+    Args:
+        source: N images.
+        embedder: what embeds them.
+        folder: where features are kept shard by shard, for the same call to go on from; None keeps nothing.
+        world: the processes that share the work, by way of `folder`.
+        batch_size: images a forward pass.
+        workers: processes that read images, for each of the world's.
+
+    Returns:
+        (N, D) float32 on the process that writes, with NaN where an image could not be read; None on the others.
+
+    Raises:
+        ConfigError: several processes and no folder.
+        StoppedEarly: a stop signal; the same call goes on, if there is a folder.
+        OutputError, DataError, TrainingError: as `embed_shards` raises them.
+    """
+    if folder is None:
+        if world.size > 1:
+            raise ConfigError(f"{world.size} processes share features by way of a folder; give one with --out")
+        return extract(source, embedder, batch_size=batch_size, workers=workers, progress=True)[0]
+
+    shards = plan_shards(len(source))
+    mine = shards[world.rank :: world.size]
+    done = sum(len(shard.rows) for shard in mine if shard.path(folder).exists())
+    total = sum(len(shard.rows) for shard in mine)
+    with StopSignals() as stop, Progress(total, desc="embed", initial=done, enabled=world.writes or False) as bar:
+
+        def stopped() -> StoppedEarly:
+            return StoppedEarly(f"{stop.name} after {bar.done:,} of {total:,} images; the same command goes on")
+
+        def after_batch(rows: int) -> None:
+            bar.update(rows)
+            if stop.requested:
+                raise stopped()
+
+        try:
+            embed_shards(
+                source, embedder, mine, folder, batch_size=batch_size, workers=workers, after_batch=after_batch
+            )
+        except DataError:
+            if stop.requested:  # a scheduler signals the reading processes as well, and they die of it
+                raise stopped() from None
+            raise
+    world.wait()
+    return np.concatenate([read_features(shard, folder) for shard in shards]) if world.writes else None

@@ -1,0 +1,84 @@
+"""Labelled images to learn from and to judge by, checked to fit each other before anything long begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from barlowtwins.data import Source, has_split, open_source
+from barlowtwins.errors import ConfigError, DataError
+
+__all__ = ["Labelled", "open_labelled", "open_pair"]
+
+SOME = 5  # names that an error lists
+
+
+class Labelled(NamedTuple):
+    """Images, each with a class."""
+
+    source: Source
+    labels: npt.NDArray[np.int64]
+    """(N,) numbers into `classes`."""
+    classes: tuple[str, ...]
+    """Of the training images, also for those to judge by."""
+
+
+def open_pair(train: str, val: str | None, data_root: str | Path | None = None) -> tuple[Labelled, Labelled]:
+    """Open training images and held-out ones; the classes of the latter may be fewer, and in another order.
+
+    Args:
+        train: what to learn from, as for `open_source`.
+        val: what to judge by; None takes the test split of a named data set.
+        data_root: the folder for named data sets.
+
+    Raises:
+        ConfigError: no `val`, and `train` has no test split.
+        DataError: images without labels; a single class; classes in `val` that are not in `train`.
+    """
+    if val is None and not has_split(train, "test"):
+        raise ConfigError(f"{train} has no test split of its own; give images to judge by with --val")
+    learned = open_labelled(train, split="train", data_root=data_root)
+    judged = open_source(val or train, split="test", data_root=data_root)
+    return learned, Labelled(judged, _labels_within(learned.classes, judged), learned.classes)
+
+
+def open_labelled(data: str, *, split: str, data_root: str | Path | None = None) -> Labelled:
+    """Open images of two classes or more.
+
+    Raises:
+        DataError: they have no labels, or a single class.
+    """
+    source = open_source(data, split=split, data_root=data_root)
+    labels = _labels(source)
+    if len(source.classes) < 2:
+        raise DataError(f"{source.name} has one class, {source.classes[0]}: there is nothing to tell apart")
+    return Labelled(source, labels, source.classes)
+
+
+def _labels(source: Source) -> npt.NDArray[np.int64]:
+    if source.labels is None:
+        raise DataError(
+            f"{source.name} has no labels, which an evaluation needs: put the images of each class into a folder of "
+            "its own, or give a list with a label a line"
+        )
+    return source.labels
+
+
+def _labels_within(classes: Sequence[str], source: Source) -> npt.NDArray[np.int64]:
+    """The labels of `source` as numbers into `classes`."""
+    labels = _labels(source)
+    if unknown := [name for name in source.classes if name not in classes]:
+        raise DataError(
+            f"{len(unknown)} classes of {source.name} are not among those to learn ({_few(unknown)}); "
+            f"those are {_few(classes)}"
+        )
+    place = {name: number for number, name in enumerate(classes)}
+    return np.array([place[name] for name in source.classes], np.int64)[labels]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")
