@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +13,23 @@ from barlowtwins.data import Source
 from barlowtwins.distributed import World
 from barlowtwins.errors import OutputError, TrainingError
 from barlowtwins.files import write_json
+from barlowtwins.images import Unreadable
 from barlowtwins.model import BarlowTwins
 from barlowtwins.progress import say
 from barlowtwins.twins import TwinBatch
 
-__all__ = ["is_out_of_memory", "require_finite", "require_readable"]
+__all__ = ["TrainingBatch", "is_out_of_memory", "require_finite", "require_readable"]
 
 NO_MEMORY = ("can't allocate memory", "not enough memory")  # in the words of torch's CPU allocator
+
+
+class TrainingBatch(Protocol):
+    """What is known of a batch of images that were read for training; see `TwinBatch`."""
+
+    @property
+    def unreadable(self) -> dict[int, Unreadable]: ...
+    @property
+    def exhausted(self) -> bool: ...
 
 
 def require_finite(
@@ -82,7 +92,7 @@ def _evidence(loss: Tensor, model: BarlowTwins, batch: TwinBatch) -> dict[str, A
     }
 
 
-def require_readable(batch: TwinBatch, unreadable: set[int], most: float, world: World) -> set[int]:
+def require_readable(batch: TrainingBatch, unreadable: set[int], most: float, world: World) -> set[int]:
     """Count the images that could not be read, on any process, and stop when they are too many.
 
     Args:

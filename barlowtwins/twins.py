@@ -22,7 +22,7 @@ from barlowtwins.preprocess import ImageLike
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Rows", "TwinBatch", "TwinReader", "epoch_order", "plan_batches"]
+__all__ = ["Rows", "TwinBatch", "TwinReader", "epoch_order", "plan_batches", "read_or_replace"]
 
 TRIES = 100  # replacements for an unreadable image; if one in a hundred is bad, the chance that all are is 1e-200
 
@@ -80,11 +80,7 @@ def plan_batches(
 
 
 class TwinReader:
-    """Reads and distorts the images of `Rows`, in whichever process it is called.
-
-    An unreadable image is replaced by another, drawn from (seed, epoch, index): never by a neighbour, whose folder may
-    be bad as a whole, and never silently.
-    """
+    """Reads and distorts the images of `Rows`, in whichever process it is called."""
 
     def __init__(self, source: Readable, transform: TwinTransform) -> None:
         self.source, self.transform = source, transform
@@ -95,22 +91,39 @@ class TwinReader:
         y1, y2 = torch.zeros(2, len(rows.indices), self.transform.recipe.channels, side, side)  # (n, C, S, S) each
         exhausted = False
         for place, index in enumerate(rows.indices):
-            found = self.source.read(index)
-            image = None if isinstance(found, Unreadable) else found
-            if isinstance(found, Unreadable):
-                unreadable[index] = found
-                image = self._replacement(rows.epoch, index, unreadable)
-            if image is None:
+            read = read_or_replace(self.source, index, (self.transform.seed or 0, rows.epoch), unreadable)
+            if read is None:
                 exhausted = True
             else:  # the views are those of the place in the order, whichever image stands there
-                y1[place], y2[place] = self.transform(image, epoch=rows.epoch, index=index)
+                y1[place], y2[place] = self.transform(read[1], epoch=rows.epoch, index=index)
         return TwinBatch(rows, y1, y2, unreadable, exhausted)
 
-    def _replacement(self, epoch: int, index: int, unreadable: dict[int, Unreadable]) -> Image.Image | ImageLike | None:
-        rng = np.random.default_rng([self.transform.seed or 0, epoch, 1, index])
-        for other in rng.integers(len(self.source), size=TRIES).tolist():
-            image = self.source.read(other)
-            if not isinstance(image, Unreadable):
-                return image
-            unreadable[other] = image
-        return None
+
+def read_or_replace(
+    source: Readable, index: int, draw: tuple[int, int], unreadable: dict[int, Unreadable]
+) -> tuple[int, Image.Image | ImageLike] | None:
+    """Read an image, or another in its place if it cannot be read.
+
+    The other is drawn from (seed, epoch, index): never a neighbour, whose folder may be bad as a whole, and never
+    silently.
+
+    Args:
+        source: the images.
+        index: which one.
+        draw: (seed, epoch).
+        unreadable: gets the images that were tried and could not be read, by index.
+
+    Returns:
+        The index and the image that was read, or None if none could be.
+    """
+    image = source.read(index)
+    if not isinstance(image, Unreadable):
+        return index, image
+    unreadable[index] = image
+    rng = np.random.default_rng([*draw, 1, index])
+    for other in rng.integers(len(source), size=TRIES).tolist():
+        image = source.read(other)
+        if not isinstance(image, Unreadable):
+            return other, image
+        unreadable[other] = image
+    return None
