@@ -240,7 +240,6 @@ def _remove(path: Path) -> None:
 
 
 def _gist(error: BaseException) -> str:
-    """The telling line of torch's long messages."""
-    text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+    """The telling line of torch's long messages: what class was asked for, or the first one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "GLOBAL" in line), lines[0])[:200]

@@ -130,3 +130,93 @@ def test_kills_at_random_moments_leave_no_trace(nursery: Nursery, tmp_path: Path
     assert outcome(run) == uninterrupted(**LONG)
     assert partials(run) == []
     assert "warning" not in (tmp_path / "log").read_text()
+
+
+# Kills at every boundary of a checkpoint write (row 39) ----------------------------------------------------------------
+
+# Every call by which a file comes to be is a point at which the process can be killed, before and after it, and in the
+# middle of each write. `sys.argv`: the RUN folder, the number of the point, and where to list the points passed.
+SAVE_AND_DIE = """
+import builtins, os, signal, sys
+from pathlib import Path
+import torch
+from barlowtwins.checkpoint import Checkpoint, Saver
+
+run, at, passed = Path(sys.argv[1]), int(sys.argv[2]), []
+
+def point(name):
+    if len(passed) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    passed.append(name)
+
+def around(module, name):
+    real = getattr(module, name)
+    def call(*args, **kwargs):
+        point(f"before {name}")
+        result = real(*args, **kwargs)
+        point(f"after {name}")
+        return result
+    setattr(module, name, call)
+
+class File:
+    def __init__(self, file):
+        self.file = file
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        self.file.close()
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+    def write(self, data):
+        point("before write")
+        half = len(data) // 2
+        self.file.write(data[:half])
+        self.file.flush()
+        point("within write")
+        self.file.write(data[half:])
+        return len(data)
+
+open_file = builtins.open
+def open_and_watch(path, mode="r", *args, **kwargs):
+    point("before open")
+    file = open_file(path, mode, *args, **kwargs)
+    return File(file) if "w" in mode else file
+
+saver = Saver(run)
+saver.save(Checkpoint(1, {"w": torch.full((2, 3), 1.0)}, {}, {}, {}))
+for name in ("fsync", "replace", "unlink"):
+    around(os, name)
+builtins.open = open_and_watch
+for step in (2, 3, 4):
+    saver.save(Checkpoint(step, {"w": torch.full((2, 3), float(step))}, {}, {}, {}))
+builtins.open = open_file
+open_file(sys.argv[3], "w").write("\\n".join(passed))
+"""
+
+
+@pytest.mark.parametrize("writes", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(nursery: Nursery, tmp_path: Path, writes: str) -> None:
+    def save_and_die(at: int) -> int:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        arguments = (str(tmp_path / "run"), str(at), str(tmp_path / "points"))
+        return nursery.start(*arguments, code=SAVE_AND_DIE, log=tmp_path / "log").wait()
+
+    assert save_and_die(1_000_000) == 0, (tmp_path / "log").read_text()
+    points = (tmp_path / "points").read_text().splitlines()
+    assert points.count("after replace") == 3
+    assert {"before open", "before write", "within write", "before fsync", "before unlink", "after unlink"} <= {*points}
+
+    alike = [at for at, name in enumerate(points) if name.endswith("write")]
+    assert len(alike) > 50
+    left_out = set(alike) - set(alike[::25]) if writes == "some" else set()
+    for at in sorted(set(range(len(points))) - left_out):
+        assert save_and_die(at) == -9
+        newest = 1 + points[:at].count("after replace") + (points[at] == "after replace")
+        found = load_newest(tmp_path / "run")
+        assert found is not None
+        assert found.step == newest, points[at]
+        assert found.model["w"].tolist() == [[float(newest)] * 3] * 2
+        RunFolder(tmp_path / "run").sweep()
+        left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+        wanted = [f"step-{step:08d}.pt" for step in range(max(1, newest - 2), newest + 1)]
+        assert left in (wanted, wanted[-2:]), points[at]
