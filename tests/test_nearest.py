@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.nearest import nearest, unit_rows

@@ -258,16 +258,20 @@ class Hanging(FileSource):
         return super().read(index)
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [(Deadly, "a process that reads images died"), (Hanging, "no image arrived for 2 s")]
-)
-def test_50_a_worker_that_dies_or_hangs_is_told(kind: type[FileSource], message: str, images: Path) -> None:
-    source = kind("images", images, [path.name for path in sorted(images.iterdir())])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch was just opening something
+def test_50_a_reading_process_that_dies_is_told(images: Path) -> None:
+    with pytest.raises(DataError, match="a process that reads images died"):
+        read_all(Deadly("images", images, [path.name for path in sorted(images.iterdir())]))
+
+
+def test_50_a_reading_process_that_hangs_is_told(images: Path) -> None:
     started = time.monotonic()
-    with (
-        pytest.raises(DataError, match=message),
-        open_batches(source, TINY, ranges(0, ROWS, 2), workers=1, stall=2) as batches,
-    ):
+    with pytest.raises(DataError, match="no image arrived for 1 s: the processes that read them hang"):
+        read_all(Hanging("images", images, [path.name for path in sorted(images.iterdir())]))
+    assert time.monotonic() - started < 60
+
+
+def read_all(source: FileSource) -> None:
+    with open_batches(source, TINY, ranges(0, ROWS, 2), workers=1, stall=1) as batches:
         for _ in batches:
             pass
-    assert time.monotonic() - started < 60
