@@ -50,8 +50,7 @@ setup(
     packages=[*find_packages(include=["barlowtwins", "barlowtwins.*"]), "barlowtwins.weights_data"],
     package_dir={"barlowtwins.weights_data": "weights"},
     package_data={
-        "barlowtwins": ["py.typed"],
-        "barlowtwins.recipes": ["*.toml"],
+        "": ["py.typed", "*.css", "*.html", "*.js", "*.json", "*.toml", "*.txt"],  # beside the modules that read them
         "barlowtwins.weights_data": ["*", "**/*"],
     },
     include_package_data=False,
