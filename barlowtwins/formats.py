@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from barlowtwins.errors import WeightsError
 from barlowtwins.safe_load import Contents
 
-__all__ = ["FORMATS", "Format", "Parts", "match_keys", "take_apart"]
+__all__ = ["FORMATS", "Format", "Parts", "as_published", "match_keys", "take_apart"]
 
 WRAPPERS = {"module", "_orig_mod"}  # what DistributedDataParallel and torch.compile insert into key names
 FEW = 3  # keys that an error names
@@ -30,34 +31,35 @@ class Format:
     Args:
         name: what `weights verify` and the registry call it.
         title: one line for people.
-        path: the keys that lead from what was saved to the state dict.
+        paths: the keys that lead from what was saved to the state dict; a few layouts have more than one such place.
+        flat: the state dict may also be all that was saved, as it is in safetensors.
         backbone: what the backbone's keys begin with, before torchvision's own names.
+        children: the first part of a backbone's key -> torchvision's name of that layer, where they differ.
         projector: what the projector's keys begin with -> what they begin with in `BarlowTwins`.
+        foreign_projector: the projector has biases and no `bn`: see `as_published`.
         head: what the keys of a linear classifier begin with, before "weight" and "bias".
         left_out: beginnings of keys that are known and not needed.
     """
 
     name: str
     title: str
-    path: tuple[str, ...] = ()
+    paths: tuple[tuple[str, ...], ...] = ()
+    flat: bool = True
     backbone: str = ""
+    children: Mapping[str, str] = field(default_factory=dict)
     projector: Mapping[str, str] = field(default_factory=dict)
+    foreign_projector: bool = False
     head: str | None = None
     left_out: tuple[str, ...] = ()
 
 
 OUR_PROJECTOR = {"projector.": "projector.", "bn.": "bn."}  # the published code's names are also ours
+LIGHTLY_PROJECTOR = {"projection_head.layers.": "projector."}
+SEQUENTIAL = {"0": "conv1", "1": "bn1", **{str(number + 3): f"layer{number}" for number in (1, 2, 3, 4)}}
 
 FORMATS = {
     row.name: row
     for row in (
-        Format(
-            "checkpoint",
-            "training checkpoint of the published code, or of this package: {model, optimizer, ...}",
-            path=("model",),
-            backbone="backbone.",
-            projector=OUR_PROJECTOR,
-        ),
         Format(
             "barlowtwins",
             "backbone and projector: model.safetensors of a RUN folder, or a BarlowTwins state dict",
@@ -65,17 +67,60 @@ FORMATS = {
             projector=OUR_PROJECTOR,
         ),
         Format(
+            "checkpoint",
+            "training checkpoint of the published code, or of this package: {model, optimizer, ...}",
+            paths=(("model",),),
+            flat=False,
+            backbone="backbone.",
+            projector=OUR_PROJECTOR,
+        ),
+        Format(
             "torchvision",
-            "a ResNet with torchvision's key names: the published backbone, or backbone.safetensors of a RUN folder",
+            "a ResNet with torchvision's key names, which timm's are too: the published backbone, or that of a RUN",
+            paths=(("state_dict",), ("model",)),
             head="fc.",
+        ),
+        Format(
+            "vissl",
+            "checkpoint of vissl: the trunk of a ResNet",
+            paths=(("classy_state_dict", "base_model", "model", "trunk"),),
+            backbone="_feature_blocks.",
         ),
         Format(
             "mmpretrain",
             "checkpoint of mmpretrain: a pretrained backbone, or one with a linear classifier on top",
-            path=("state_dict",),
+            paths=(("state_dict",),),
             backbone="backbone.",
             head="head.fc.",
             left_out=("data_preprocessor.", "neck."),
+        ),
+        Format(
+            "lightly",
+            "Lightning checkpoint of lightly's benchmarks: backbone, projection head, online classifier",
+            paths=(("state_dict",),),
+            backbone="backbone.",
+            projector=LIGHTLY_PROJECTOR,
+            foreign_projector=True,
+            head="online_classifier.classification_head.",
+        ),
+        Format(
+            "lightly-sequential",
+            "the same with the numbered layers of lightly's tutorials: nn.Sequential(*list(resnet.children())[:-1])",
+            paths=(("state_dict",),),
+            backbone="backbone.",
+            children=SEQUENTIAL,
+            projector=LIGHTLY_PROJECTOR,
+            foreign_projector=True,
+            head="online_classifier.classification_head.",
+        ),
+        Format(
+            "solo-learn",
+            "Lightning checkpoint of solo-learn: backbone, projector, online classifier",
+            paths=(("state_dict",),),
+            backbone="backbone.",
+            projector={"projector.": "projector."},
+            foreign_projector=True,
+            head="classifier.",
         ),
     )
 }
@@ -105,16 +150,39 @@ class Parts:
 def take_apart(contents: Contents) -> Parts:
     """Recognise the format of what a file holds, and name its tensors as this package does.
 
+    Of the formats whose backbone is there, the one is taken that explains the most keys.
+
     Raises:
         WeightsError: no format fits, or the file has keys that its format does not explain.
     """
-    for row in FORMATS.values():
-        state = _follow(contents.value, row.path)
-        if f"{row.backbone}conv1.weight" in state:
-            break
-    else:
+    about, epoch = _about(contents)
+    anchor = ("net.",) if about.get("backbone", "").startswith("timm:") else ("conv1.weight",)
+    found = [
+        _sort(row, state, about, epoch)
+        for row in FORMATS.values()
+        for state in _states(contents.value, row)
+        if any(key.startswith(_beginnings(row, anchor)) for key in state)
+    ]
+    if not found:
         raise WeightsError(f"no known layout of a ResNet: it holds {_describe(contents.value)}")
+    parts, unknown, _ = min(found, key=lambda each: len(each[1]) + each[2])  # of equals the first
+    if unknown:
+        name = parts.format.name
+        raise WeightsError(f"{len(unknown)} keys do not belong in a file of the format {name!r} ({_few(unknown)})")
+    return parts
 
+
+def _beginnings(row: Format, anchor: tuple[str, ...]) -> tuple[str, ...]:
+    numbers = {name: number for number, name in row.children.items()}
+    return tuple(
+        f"{row.backbone}{numbers.get(layer, layer)}.{rest}" for layer, _, rest in (key.partition(".") for key in anchor)
+    )
+
+
+def _sort(
+    row: Format, state: Mapping[str, Tensor], about: Mapping[str, str], epoch: int | None
+) -> tuple[Parts, list[str], int]:
+    """The tensors of a state dict told apart as `row` says; the keys that it does not explain; parts that it lacks."""
     backbone: dict[str, Tensor] = {}
     projector: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
@@ -127,12 +195,38 @@ def take_apart(contents: Contents) -> Parts:
         elif row.head is not None and key.startswith(row.head):
             head[key.removeprefix(row.head)] = tensor
         elif key.startswith(row.backbone):
-            backbone[key.removeprefix(row.backbone)] = tensor
+            layer, dot, rest = key.removeprefix(row.backbone).partition(".")
+            backbone[row.children.get(layer, layer) + dot + rest] = tensor
         else:
             unknown.append(key)
-    if unknown:
-        raise WeightsError(f"{len(unknown)} keys do not belong in a file of the format {row.name!r} ({_few(unknown)})")
-    return Parts(row, backbone, projector or None, head or None, *_about(contents))
+    lacking = int(bool(projector) and "bn." in row.projector and not any(key.startswith("bn.") for key in projector))
+    if row.foreign_projector:
+        projector = as_published(projector)
+    return Parts(row, backbone, projector or None, head or None, about, epoch), unknown, lacking
+
+
+def as_published(projector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A projector whose linear layers have biases, as the published one without them: the same loss and gradients.
+
+    A bias before a batch norm only moves the mean that is subtracted again, so it is taken off the running mean; the
+    last one is removed by the standardisation in the loss. That has its running statistics in the published model
+    (nothing uses them after training); where a file has none, they are those of an untrained one.
+    """
+    linear = {key.removesuffix("weight") for key, tensor in projector.items() if tensor.ndim == 2}
+    biases = {key: tensor for key, tensor in projector.items() if key.removesuffix("bias") in linear}
+    ours = {key: tensor for key, tensor in projector.items() if key not in biases}
+    for key, bias in biases.items():
+        stem, number, _ = key.rsplit(".", 2)
+        mean = f"{stem}.{int(number) + 1}.running_mean" if number.isdigit() else ""
+        if mean in ours and ours[mean].shape == bias.shape and bias.any():
+            ours[mean] = ours[mean] - bias
+    order = sorted(linear, key=lambda key: int(key.split(".")[-2]) if key.split(".")[-2].isdigit() else -1)
+    if order and not any(key.startswith("bn.") for key in ours):
+        width = len(projector[f"{order[-1]}weight"])
+        fresh = {"mean": torch.zeros(width), "var": torch.ones(width)}
+        ours |= {f"bn.running_{name}": tensor for name, tensor in fresh.items()}
+        ours["bn.num_batches_tracked"] = torch.tensor(0)
+    return ours
 
 
 def match_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str) -> None:
@@ -157,6 +251,11 @@ def match_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], comp
         raise WeightsError(f"{complaint}: {counts}")
 
 
+def _states(value: Any, row: Format) -> list[dict[str, Tensor]]:
+    """The state dicts at the places where a format has one."""
+    return [_follow(value, path) for path in (*row.paths, *([()] if row.flat else ()))]
+
+
 def _follow(value: Any, path: Sequence[str]) -> dict[str, Tensor]:
     """The state dict at `path` with wrappers' names taken out of its keys; empty if there is none."""
     for key in path:
@@ -172,7 +271,11 @@ def _follow(value: Any, path: Sequence[str]) -> dict[str, Tensor]:
 def _about(contents: Contents) -> tuple[Mapping[str, str], int | None]:
     """What the file says about itself: safetensors' metadata, or the settings in a training checkpoint."""
     metadata, value = contents.metadata, contents.value
+    if not isinstance(value, Mapping):
+        return metadata, None
     epoch = value.get("epoch")
+    if isinstance(epoch, int) and "pytorch-lightning_version" in value:
+        epoch += 1  # Lightning counts the epoch that it is in
     settings = value.get("config")
     if isinstance(settings, Mapping):
         metadata = {name: str(settings[name]) for name in ("backbone", "stem", "channels") if name in settings}

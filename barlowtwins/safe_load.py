@@ -31,7 +31,60 @@ logger = logging.getLogger("barlowtwins")
 LONGEST_HEADER = 16 << 20  # bytes; that of a ResNet-50 takes 30 kB
 MOST_DIMENSIONS = 8
 LARGE = 256 << 20  # bytes from which a file is mapped: a checkpoint's optimiser state is then never read
-HARMLESS: list[Any] = [argparse.Namespace]  # classes beyond torch's own list that checkpoints carry along
+
+
+class _Inert:
+    """Stands in for a class whose objects lie beside the tensors: it takes anything, keeps nothing, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+# Names beyond torch's own list that checkpoints of known makers carry along. Only the first is the class itself; the
+# others have stand-ins, so that nothing of those libraries is imported, let alone run.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    *(
+        (_Inert, name)
+        for name in (
+            "omegaconf.dictconfig.DictConfig",
+            "omegaconf.listconfig.ListConfig",
+            "omegaconf.base.ContainerMetadata",
+            "omegaconf.base.Metadata",
+            "omegaconf.nodes.AnyNode",
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            "pathlib.PosixPath",
+            "pathlib._local.PosixPath",
+            "typing.Any",
+            "numpy.dtype",
+            "numpy.ndarray",
+            "numpy.core.multiarray.scalar",
+            "numpy._core.multiarray.scalar",
+            "numpy.core.multiarray._reconstruct",
+            "numpy._core.multiarray._reconstruct",
+        )
+    ),
+    *((_plain_dict, name) for name in ("collections.defaultdict",)),
+    *(
+        (dict, name)
+        for name in (
+            "builtins.dict",
+            "lightning.fabric.utilities.data.AttributeDict",
+            "lightning_fabric.utilities.data.AttributeDict",
+            "pytorch_lightning.utilities.parsing.AttributeDict",
+            "vissl.config.attr_dict.AttrDict",
+            "vissl.utils.hydra_config.AttrDict",
+        )
+    ),
+    *((kind, f"builtins.{kind.__name__}") for kind in (list, int, float, str, bool)),
+]
 
 DTYPES = {
     "F64": torch.float64,

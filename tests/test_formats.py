@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torchvision
-from weight_files import TINY, backbone_state, equal, published_checkpoint, saved, twins_state
+from torch import nn
+from weight_files import (
+    TINY,
+    backbone_state,
+    equal,
+    lightning_checkpoint,
+    lightning_module,
+    mmpretrain_checkpoint,
+    published_checkpoint,
+    saved,
+    twins_state,
+    vissl_checkpoint,
+)
 
 from barlowtwins.checkpoint import Checkpoint, save_checkpoint
 from barlowtwins.errors import WeightsError
 from barlowtwins.formats import FORMATS, match_keys, take_apart
-from barlowtwins.model import BACKBONES
+from barlowtwins.loss import BarlowTwinsLoss
+from barlowtwins.model import BACKBONES, BarlowTwins, build_backbone
 from barlowtwins.registry import registry
 from barlowtwins.safe_load import Contents, read_weight_file
 from barlowtwins.weights import load_weights
@@ -176,3 +193,135 @@ def test_every_record_names_a_format_and_a_backbone_that_exist() -> None:
     for record in registry().values():
         assert record.format in FORMATS
         assert record.backbone in BACKBONES
+
+
+# Other people's layouts -----------------------------------------------------------------------------------------------
+
+
+def _backbone_module(state: dict[str, Any] = BACKBONE) -> torch.nn.Module:
+    net = build_backbone(TINY)
+    net.load_state_dict(state)
+    return net
+
+
+def _trained(module: torch.nn.Module) -> torch.nn.Module:
+    """With biases far from 0."""
+    torch.manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if not name.startswith("backbone."):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+@pytest.mark.parametrize("container", ["torch.save", "safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize(
+    ("name", "value", "inner"),
+    [
+        ("vissl", vissl_checkpoint(BACKBONE), ("classy_state_dict", "base_model", "model", "trunk")),
+        ("mmpretrain", mmpretrain_checkpoint(BACKBONE), ("state_dict",)),
+        ("torchvision", {"state_dict": BACKBONE, "arch": "resnet50", "epoch": 3}, ("state_dict",)),
+        ("lightly", lightning_checkpoint(lightning_module("lightly", _backbone_module(), (8, 8, 4))), ("state_dict",)),
+        (
+            "lightly-sequential",
+            lightning_checkpoint(
+                lightning_module("lightly", nn.Sequential(*list(_backbone_module().children())[:-1]), (8, 8, 4))
+            ),
+            ("state_dict",),
+        ),
+        (
+            "solo-learn",
+            lightning_checkpoint(lightning_module("solo-learn", _backbone_module(), (8, 8, 4))),
+            ("state_dict",),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_foreign_layouts(
+    tmp_path: Path, name: str, value: Any, inner: tuple[str, ...], prefix: str, container: str
+) -> None:
+    value = copy.deepcopy(value)
+    place = value
+    for key in inner:
+        outer, place = place, place[key]
+    outer[inner[-1]] = {prefix + key: tensor for key, tensor in place.items()}
+    path = tmp_path / "w.ckpt"
+    if container == "torch.save":
+        path.write_bytes(saved(value))
+    else:
+        safetensors.torch.save_file(dict(outer[inner[-1]]), path)
+    loaded = load_weights(path)
+    assert (loaded.format, loaded.backbone_name) == (name, TINY)
+    assert equal(loaded.backbone, BACKBONE)
+    if "projector" in str(FORMATS[name].projector):
+        assert loaded.projector_widths == "8-8-4"
+    if name in ("lightly", "lightly-sequential", "solo-learn") and container == "torch.save":
+        assert loaded.epoch == 100  # Lightning counts from 0, and saves the epoch that has just been
+
+
+def test_the_classifiers_of_lightning_files_are_heads() -> None:
+    for style, prefix in (("lightly", "online_classifier.classification_head."), ("solo-learn", "classifier.")):
+        module = lightning_module(style, _backbone_module(), (8, 8, 4))
+        parts = take_apart(Contents(lightning_checkpoint(module)))
+        assert parts.head is not None
+        assert equal(parts.head, {key: module.state_dict()[prefix + key] for key in ("weight", "bias")})
+
+
+@pytest.mark.parametrize("style", ["lightly", "solo-learn"])
+def test_a_foreign_projector_gives_the_same_loss_and_gradients(style: str) -> None:
+    """Oracle: their module itself, biases included, in training and in evaluation mode."""
+    module = _trained(lightning_module(style, _backbone_module(), (8, 8, 4))).double()
+    projector = module.projector if style == "solo-learn" else module.projection_head.layers
+    features = torch.randn(32, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for _ in range(3):
+        projector.train()(features)  # running statistics that have seen the biases
+    parts = take_apart(Contents(lightning_checkpoint(module)))
+    ours = BarlowTwins(_backbone_module(), "8-8-4").double()
+    state = {f"backbone.{key}": tensor for key, tensor in parts.backbone.items()} | (parts.projector or {})
+    ours.load_state_dict(state)
+    for mode in (True, False):
+        theirs = projector.train(mode)(features)
+        mine = ours.projector.train(mode)(features)
+        last = projector[-1].bias
+        torch.testing.assert_close(mine, theirs - last)  # a constant, which standardisation removes
+    views = (features + 0.1, features.roll(1, 1))
+    losses = [BarlowTwinsLoss()(net(views[0]), net(views[1])) for net in (projector.train(), ours.projector.train())]
+    torch.testing.assert_close(losses[0], losses[1])
+    weights = [projector[0].weight, ours.projector[0].weight]
+    gradients = [torch.autograd.grad(loss, weight)[0] for loss, weight in zip(losses, weights, strict=True)]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_objects_of_known_makers_beside_the_tensors_are_neither_kept_nor_run(tmp_path: Path) -> None:
+    """Classes of libraries that are not installed, under the names that their files have."""
+    modules = {"omegaconf.dictconfig": "DictConfig", "mmengine.logging.history_buffer": "HistoryBuffer"}
+    made = []
+    for module, name in modules.items():
+        kind = type(name, (), {"__module__": module, "__init__": lambda self: setattr(self, "content", [1, {"a": 2}])})
+        sys.modules.setdefault(module.split(".")[0], types.ModuleType(module.split(".")[0]))
+        sys.modules[module] = types.ModuleType(module)
+        setattr(sys.modules[module], name, kind)
+        made.append(kind())
+    path = tmp_path / "solo.ckpt"
+    checkpoint = lightning_checkpoint(lightning_module("solo-learn", _backbone_module(), (8, 8, 4)))
+    beside = {"cfg": made[0], "history": made[1], "top1": np.float64(92.1), "curve": np.arange(3.0), "where": tmp_path}
+    try:
+        path.write_bytes(saved({**checkpoint, "hyper_parameters": beside}))
+    finally:
+        for module in modules:
+            del sys.modules[module]
+            sys.modules.pop(module.split(".")[0], None)
+    loaded = load_weights(path)
+    assert (loaded.format, equal(loaded.backbone, BACKBONE)) == ("solo-learn", True)
+    assert vars(read_weight_file(path).value["hyper_parameters"]["cfg"]) == {}
+
+
+def test_a_file_with_two_owners_is_of_the_one_who_explains_more() -> None:
+    """Both begin with backbone. and lie under state_dict; what else is there decides."""
+    for style in ("lightly", "solo-learn"):
+        module = lightning_module(style, _backbone_module(), (8, 8, 4))
+        assert take_apart(Contents(lightning_checkpoint(module))).format.name == style
+    strange = mmpretrain_checkpoint(BACKBONE)
+    strange["state_dict"]["teacher.conv1.weight"] = torch.ones(1)
+    with pytest.raises(WeightsError, match=r"1 keys do not belong in a file of the format 'mmpretrain' \(teacher"):
+        take_apart(Contents(strange))

@@ -176,14 +176,24 @@ def test_load_backbone_gives_features_in_evaluation_mode(tmp_path: Path) -> None
 
 def test_our_registry_is_whole() -> None:
     records = registry()
-    assert list(records) == ["resnet50", "resnet50-ljng", "resnet50-full"]
+    published = {name: entry for name, entry in records.items() if entry.url}
+    assert list(published) == [
+        *("resnet50", "resnet50-ljng", "resnet50-full", "resnet50-vissl-300ep", "resnet50-vissl-1000ep"),
+        *("resnet50-mmpretrain-300ep", "resnet50-mmpretrain-linear", "resnet50-lightly-100ep"),
+    ]
     for name, entry in records.items():
-        assert entry.url is not None and entry.url.startswith("https://dl.fbaipublicfiles.com/barlowtwins/")
+        assert entry.card.startswith(f"# {name}\n") and entry.licence in entry.card
+        assert "2103.03230" in entry.citation
+        if entry.file:  # comes with the package, so its digest is known whole
+            path = registry_folder() / entry.file
+            assert entry.sha256 == sha256(path.read_bytes()) and path.stat().st_size <= 12e6
+    for entry in published.values():
+        assert entry.url is not None and entry.url.startswith("https://") and entry.url in entry.card
         assert Preprocessing.from_dict(entry.preprocessing) == Preprocessing()
-        assert entry.card.startswith(f"# {name}\n") and entry.url in entry.card
+        assert (entry.backbone, entry.stem, entry.channels) == ("resnet50", "imagenet", 3)
         assert (entry.sha256 is None) == (entry.sha256_source is None)
         assert entry.sha256 is None or (entry.sha256 in entry.card and entry.sha256 in entry.file_name)
-        assert entry.licence == "MIT" and "2103.03230" in entry.citation
+        assert all(metric.source for metric in entry.metrics)
     assert len({entry.file_name for entry in records.values()}) == len(records)
     assert {path.stem for path in registry_folder().glob("*.md")} == set(records)
 
