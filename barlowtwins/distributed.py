@@ -10,6 +10,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from barlowtwins.errors import ConfigError
 from barlowtwins.sync_norm import synchronize_batch_norm
 
 __all__ = ["World", "open_world"]
+
+T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(minutes=30)  # rank 0 may evaluate or download meanwhile
 
@@ -61,6 +64,14 @@ class World:
         total = tensor.to(self.device, copy=True)
         dist.all_reduce(total)
         return total.to(tensor.device)
+
+    def same(self, value: T) -> T:
+        """What the process that writes has, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
 
     def share(self, model: nn.Module) -> nn.Module:
         """The network that trains `model` on the global batch: synchronised batch norm, averaged gradients."""

@@ -55,6 +55,7 @@ class Embedder:
         device: "auto" or None, "cpu", "cuda", "cuda:1", "mps".
         precision: "auto", "fp32" or "bf16".
         name, sha256: of the weights, for the record.
+        weights: where they are from, as `load_weights` takes it, for classifiers that are trained on the features.
 
     Attributes:
         failed: the images of the last `encode` that could not be read, by row.
@@ -69,12 +70,13 @@ class Embedder:
         precision: str = "auto",
         name: str = "",
         sha256: str = "",
+        weights: str = "",
     ) -> None:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.backbone = backbone.to(self.device)
         self.preprocessing = preprocessing
-        self.name, self.sha256 = name, sha256
+        self.name, self.sha256, self.weights = name, sha256, weights
         self.failed: dict[int, Unreadable] = {}
 
     def __repr__(self) -> str:
@@ -189,7 +191,7 @@ def load_embedder(
     if image_size is not None:
         resize = preprocessing.resize and round(preprocessing.resize * image_size / preprocessing.image_size)
         preprocessing = dataclasses.replace(preprocessing, image_size=image_size, resize=resize)
-    known = {"name": loaded.name, "sha256": loaded.sha256}
+    known = {"name": loaded.name, "sha256": loaded.sha256, "weights": str(weights)}
     return Embedder(loaded.build(), preprocessing, device=device, precision=precision, **known)
 
 

@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,21 @@ from barlowtwins.preprocess import Preprocessing
 from barlowtwins.safe_load import Contents, read_weight_file
 from barlowtwins.safe_save import write_safetensors
 from barlowtwins.version import __version__
-from barlowtwins.weights import Weights, load_weights
+from barlowtwins.weights import Weights, load_weights, registry
 
-__all__ = ["Belonging", "Classifier", "Head", "load_classifier", "load_head", "save_head", "tensors_digest"]
+if TYPE_CHECKING:
+    from barlowtwins.embedder import Embedder
+
+__all__ = [
+    "Belonging",
+    "Classifier",
+    "Head",
+    "fresh_classifier",
+    "load_classifier",
+    "load_head",
+    "save_head",
+    "tensors_digest",
+]
 
 LAYOUT = "1"  # of the HEAD file
 IMAGENET = 1000  # a foreign classifier of so many classes, and without names, is ImageNet's
@@ -56,8 +68,14 @@ class Belonging:
     @classmethod
     def of(cls, weights: Weights, source: str | os.PathLike[str]) -> Belonging:
         """What is to be remembered of `weights`, which `load_weights(source)` gave."""
-        where = str(Path(source).absolute()) if Path(source).exists() else str(source)
-        return cls(weights.backbone_name, tensors_digest(weights.backbone), weights.sha256, where)
+        return cls(weights.backbone_name, tensors_digest(weights.backbone), weights.sha256, _absolute(source))
+
+    @classmethod
+    def of_embedder(cls, embedder: Embedder) -> Belonging:
+        """What is to be remembered of an embedder's backbone, which must be a ResNet."""
+        state = embedder.backbone.state_dict()
+        name = recognize_backbone(state).name
+        return cls(name, tensors_digest(state), embedder.sha256, _absolute(embedder.weights))
 
     def includes(self, weights: Weights) -> bool:
         """Whether these are the very weights, in whatever file."""
@@ -109,6 +127,20 @@ class Classifier(NamedTuple):
     def build(self) -> ResNet:
         """The network: (N, C, S, S) -> (N, K) logits; in evaluation mode, on the CPU."""
         return self.head.on(self.weights.build())
+
+
+def fresh_classifier(features: int, classes: int, *, seed: int | None = None) -> nn.Linear:
+    """An untrained classifier, as the published linear probe starts: normal with standard deviation 0.01, bias 0.
+
+    Args:
+        features, classes: D and K.
+        seed: of the weights; torch's global generator unless told.
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    linear = nn.utils.skip_init(nn.Linear, features, classes)
+    nn.init.normal_(linear.weight, std=0.01, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def tensors_digest(backbone: Mapping[str, Tensor]) -> str:
@@ -251,6 +283,12 @@ def _class_names(meta: Any, count: int) -> tuple[str, ...]:
     if count == IMAGENET:
         return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
     return tuple(map(str, range(count)))
+
+
+def _absolute(source: str | os.PathLike[str]) -> str:
+    """A local path so that it is found from any folder; a registry name or an URL as it is."""
+    text = str(source)
+    return text if not text or text in registry() or not Path(text).exists() else str(Path(text).absolute())
 
 
 def _locate_near(weights: str, folder: Path) -> str:

@@ -6,12 +6,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torchvision.models.resnet import ResNet
 
 from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.formats import match_keys
-from barlowtwins.head import load_classifier
+from barlowtwins.head import fresh_classifier, load_classifier
 from barlowtwins.model import BarlowTwins, build_backbone
 from barlowtwins.preprocess import Preprocessing, preprocess as _preprocess
 from barlowtwins.weights import Weights, load_weights
@@ -217,7 +216,7 @@ def _resnet(
     else:
         net = _build(name, load_weights(source, progress=progress), options)
     if num_classes is not None:
-        net.fc = _fresh_classifier(net.fc.in_features, num_classes)
+        net.fc = fresh_classifier(net.fc.in_features, num_classes)
     return net
 
 
@@ -243,11 +242,3 @@ def _build(name: str, loaded: Weights, options: dict[str, Any]) -> ResNet:
     match_keys(state, expected, f"{loaded.path} holds a {loaded.backbone_name}, which does not fit this {name}")
     net.load_state_dict(state)
     return net.eval()
-
-
-def _fresh_classifier(features: int, classes: int) -> nn.Linear:
-    """As the published linear probe starts: normal with standard deviation 0.01, bias 0."""
-    linear = nn.Linear(features, classes)
-    nn.init.normal_(linear.weight, std=0.01)
-    nn.init.zeros_(linear.bias)
-    return linear

@@ -53,7 +53,7 @@ def open_job(out: str | None, job: dict[str, Any], *, overwrite: bool, world: Wo
     folder = Path(out)
     with FolderLock(folder) if world.writes else contextlib.nullcontext():
         if world.writes:
-            sweep_partial(folder, older_than=0)  # of dead processes, since the folder is locked
+            sweep_partial(folder, older_than=float("-inf"))  # of dead processes, since the folder is locked
             _begin(folder, plain(job), overwrite=overwrite)
         world.wait()
         yield folder

@@ -1,0 +1,31 @@
+"""Fine-tuning: the backbone is trained further, with a linear classifier on top, on all labels."""
+
+from __future__ import annotations
+
+from barlowtwins.config import FinetuneConfig
+from barlowtwins.distributed import open_world
+from barlowtwins.evaluate.labelled import open_pair
+from barlowtwins.evaluate.protocols import FINE_TUNING
+from barlowtwins.evaluate.results import EvaluationResult
+from barlowtwins.evaluate.trained import evaluate_trained
+from barlowtwins.weights import load_weights
+
+__all__ = ["evaluate_finetune"]
+
+
+def evaluate_finetune(config: FinetuneConfig) -> EvaluationResult:
+    """Fine-tune a backbone on labelled images, and judge it on images that it has not seen.
+
+    Raises:
+        DataError: labels are missing or do not fit.
+        ConfigError: no images to judge by, too few to train on, or a device that is not there.
+        WeightsError: the weights cannot be had.
+        OutputError: the folder belongs to another evaluation.
+        TrainingError: a loss that is not finite, or too many unreadable images.
+        StoppedEarly: a stop signal; the same call goes on.
+    """
+    with open_world(config.device) as world:
+        train, val = open_pair(config.train, config.val, config.data_root)
+        protocol = FINE_TUNING[config.protocol].with_flags(config)
+        weights = load_weights(config.weights, progress=world.writes)
+        return evaluate_trained("finetune", config, protocol, train, val, weights, world=world)
