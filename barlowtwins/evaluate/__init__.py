@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from barlowtwins.evaluate.knn import Accuracy, knn_accuracy, knn_predict
+from barlowtwins.evaluate.knn import Accuracy, KNNResult, evaluate_knn, knn_accuracy, knn_predict
 
-__all__ = ["Accuracy", "knn_accuracy", "knn_predict"]
+__all__ = ["Accuracy", "KNNResult", "evaluate_knn", "knn_accuracy", "knn_predict"]

@@ -2,23 +2,32 @@
 
     score[c] = sum over the k nearest bank rows i of class c of exp(cosine_i / T)        (Wu et al. 2018, section 3.4)
 
-`knn_predict` and `knn_accuracy` are pure functions of features; `evaluate_knn` is the command around them.
+`knn_predict` and `knn_accuracy` are pure functions of features; `evaluate_knn`, at the end, is the command around them.
 """
 
 # Q queries, M rows in the bank, D features, K neighbours, C classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
+from barlowtwins.config import KNNConfig
+from barlowtwins.device import resolve_device
 from barlowtwins.errors import ConfigError, DataError
+from barlowtwins.evaluate.feature_pair import open_feature_pair
+from barlowtwins.evaluate.job import write_results
 from barlowtwins.nearest import CHUNK, Features, chunks, nearest, place_of
+from barlowtwins.printing import table
+from barlowtwins.progress import Progress
 
-__all__ = ["Accuracy", "knn_accuracy", "knn_predict", "votes"]
+__all__ = ["Accuracy", "KNNResult", "evaluate_knn", "knn_accuracy", "knn_predict", "votes"]
 
 Labels: TypeAlias = "torch.Tensor | np.ndarray[Any, np.dtype[Any]] | Sequence[int]"
 
@@ -105,6 +114,7 @@ def knn_accuracy(
     num_classes: int | None = None,
     chunk: int = CHUNK,
     device: torch.device | str | None = None,
+    after_chunk: Callable[[int], object] = lambda queries: None,
 ) -> dict[int, Accuracy]:
     """Classify the queries and compare with their labels; neighbours are searched once for all values of `k`.
 
@@ -115,6 +125,7 @@ def knn_accuracy(
         bank, labels, queries, temperature, num_classes, chunk, device: as for `knn_predict`.
         query_labels: (Q,) integers, 0 to num_classes - 1.
         k: one or more numbers of neighbours, each 1 to M.
+        after_chunk: called with the number of queries just done.
 
     Returns:
         For each k the accuracies in percent.
@@ -144,6 +155,7 @@ def knn_accuracy(
             rank = _rank(scores, truth)
             first, five = hits[each]
             hits[each] = first + int((rank < 1).sum()), five + int((rank < 5).sum())
+        after_chunk(len(block))
     if not counted:
         raise DataError("there is no readable image to classify")
     return {each: Accuracy(100 * first / counted, 100 * five / counted) for each, (first, five) in hits.items()}
@@ -170,3 +182,82 @@ def _class_indices(labels: Labels, rows: int, num_classes: int | None, whose: st
         most = "0 and up" if num_classes is None else f"0 to {num_classes - 1}"
         raise DataError(f"{whose}: labels run from {low} to {high}; they must be {most} (-1 often means unlabelled)")
     return classes
+
+
+# The command --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KNNResult:
+    """How often the neighbours of held-out images name their class."""
+
+    accuracy: dict[int, float]
+    """Percent right, for each number of neighbours."""
+    top5: dict[int, float]
+    """Percent whose class is among the five with the highest scores."""
+    n_train: int
+    """Images in the bank."""
+    n_val: int
+    """Images that were classified."""
+    unreadable: int
+    """Images that could not be read, of both; they are not counted."""
+    classes: int
+    weights: str
+    """What made the features."""
+    temperature: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """What a person is told."""
+        unreadable = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
+        rows = [[str(k), f"{self.accuracy[k]:.2f} %", f"{self.top5[k]:.2f} %"] for k in self.accuracy]
+        return (
+            f"{self.n_val:,} images among {self.n_train:,} of {self.classes} classes{unreadable}; "
+            f"features: {self.weights} ({self.seconds:.1f} s)\n{table(rows, ['k', 'kNN top-1', 'top-5'])}"
+        )
+
+
+def evaluate_knn(config: KNNConfig) -> KNNResult:
+    """Classify the images of `val` by their neighbours in `train`; both are embedded first, unless that is done.
+
+    Features of images are held in memory, 8 KB an image for a ResNet-50. For more than fit, or to be able to go on
+    after a stop, embed both first and give the two EMB folders.
+
+    Raises:
+        ConfigError: no `val`, more neighbours than images, or features of two different networks.
+        DataError: no labels, a single class, or classes in `val` that are not in `train`.
+        WeightsError: the weights cannot be had.
+        OutputError: `out` cannot be written.
+    """
+    started = time.monotonic()
+    bank, queries = open_feature_pair(config)
+    with Progress(len(queries.labels), desc="kNN") as progress:
+        found = knn_accuracy(
+            bank.features,
+            bank.labels,
+            queries.features,
+            queries.labels,
+            k=config.k,
+            temperature=config.temperature,
+            num_classes=len(bank.classes),
+            device=resolve_device(config.device),
+            after_chunk=progress.update,
+        )
+    result = KNNResult(
+        accuracy={k: accuracy.top1 for k, accuracy in found.items()},
+        top5={k: accuracy.top5 for k, accuracy in found.items()},
+        n_train=len(bank.labels) - bank.unreadable,
+        n_val=len(queries.labels) - queries.unreadable,
+        unreadable=bank.unreadable + queries.unreadable,
+        classes=len(bank.classes),
+        weights=bank.weights,
+        temperature=config.temperature,
+        seconds=time.monotonic() - started,
+    )
+    if config.out is not None:
+        write_results(Path(config.out), asdict(config), result)
+    return result

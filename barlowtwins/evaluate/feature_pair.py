@@ -1,0 +1,136 @@
+"""Features with labels, twice: to learn from and to judge by. From images, which are embedded, or from EMB folders."""
+
+# N images, D features
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from barlowtwins.config import KNNConfig
+from barlowtwins.data import has_split, open_source
+from barlowtwins.device import default_workers
+from barlowtwins.embedder import Embedder, extract
+from barlowtwins.embeddings import is_embeddings, open_embeddings
+from barlowtwins.errors import ConfigError, DataError
+from barlowtwins.evaluate.baselines import open_embedder
+from barlowtwins.sources import Source
+
+__all__ = ["LabelledFeatures", "open_feature_pair"]
+
+SOME = 5  # names that an error lists
+
+
+class LabelledFeatures(NamedTuple):
+    """Features, each with a class."""
+
+    name: str
+    """Of the images or the EMB folder."""
+    features: npt.NDArray[np.float32]
+    """(N, D); NaN where an image could not be read. Memory-mapped if from an EMB folder."""
+    labels: npt.NDArray[np.int64]
+    """(N,) numbers into `classes`."""
+    classes: tuple[str, ...]
+    unreadable: int
+    weights: str
+    """What made the features, as a person calls it."""
+    network: tuple[str, dict[str, Any]]
+    """The digest of the weights and the preprocessing: features of different ones cannot be compared."""
+
+
+def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Open `config.train` and `config.val`, and embed what is not embedded yet.
+
+    Returns:
+        To learn from and to judge by, both labelled by the classes of the first.
+
+    Raises:
+        ConfigError: no `val`, or features of two different networks.
+        DataError: no labels, a single class, or classes in `val` that are not in `train`.
+        WeightsError: the weights cannot be had.
+    """
+    if config.val is None and not has_split(config.train, "test"):
+        raise ConfigError(f"{config.train} has no test split of its own; give images to judge by with --val")
+    parts = {"train": config.train, "test": config.val or config.train}
+    sources = {
+        split: open_source(data, split=split, data_root=config.data_root)
+        for split, data in parts.items()
+        if not is_embeddings(data)
+    }
+    for source in sources.values():  # before anything long begins
+        _labels(source)
+    if len(sources) == 2:
+        _renumber(sources["test"].name, sources["test"].classes, sources["train"].classes)
+
+    embedder = _open_embedder(config, list(sources.values())) if sources else None
+    learned, judged = (
+        _embed(sources[split], embedder, config) if embedder and split in sources else _read(data)
+        for split, data in parts.items()
+    )
+    if learned.network != judged.network:
+        raise ConfigError(
+            f"the features of {learned.name} are made by {learned.weights} and those of {judged.name} by "
+            f"{judged.weights}, or their preprocessing differs; embed both with the same --weights"
+        )
+    if len(learned.classes) < 2:
+        raise DataError(f"{learned.name} has one class, {learned.classes[0]}: there is nothing to tell apart")
+    places = _renumber(judged.name, judged.classes, learned.classes)
+    return learned, judged._replace(labels=places[judged.labels], classes=learned.classes)
+
+
+def _open_embedder(config: KNNConfig, sources: Sequence[Source]) -> Embedder:
+    return open_embedder(config.weights, sources, device=config.device, precision=config.precision, seed=config.seed)
+
+
+def _embed(source: Source, embedder: Embedder, config: KNNConfig) -> LabelledFeatures:
+    workers = default_workers() if config.workers is None else config.workers
+    features, good = extract(source, embedder, batch_size=config.batch_size, workers=workers, progress=True)
+    network = (embedder.sha256, embedder.preprocessing.to_dict())
+    unreadable = len(good) - int(good.sum())
+    return LabelledFeatures(source.name, features, _labels(source), source.classes, unreadable, embedder.name, network)
+
+
+def _read(folder: str) -> LabelledFeatures:
+    """Of an EMB folder."""
+    opened = open_embeddings(folder)
+    meta = opened.meta
+    classes = tuple(meta["classes"])
+    place = {name: number for number, name in enumerate(classes)}
+    labels = np.fromiter((place.get(entry.label, -1) for entry in opened.index()), np.int64, meta["rows"])
+    if missing := int((labels < 0).sum()):
+        raise _no_labels(folder, f"{missing:,} of its {len(labels):,} rows have none")
+    network = (meta["weights_sha256"], meta["preprocessing"])
+    return LabelledFeatures(
+        str(Path(folder)), opened.features, labels, classes, meta["failed"], meta["weights_name"], network
+    )
+
+
+def _labels(source: Source) -> npt.NDArray[np.int64]:
+    if source.labels is None:
+        raise _no_labels(source.name, "")
+    return source.labels
+
+
+def _no_labels(name: str, which: str) -> DataError:
+    return DataError(
+        f"{name} has no labels{which and f' ({which})'}, which kNN needs: put the images of each class into a folder of "
+        "its own, or give a list with a label a line"
+    )
+
+
+def _renumber(name: str, classes: Sequence[str], known: Sequence[str]) -> npt.NDArray[np.int64]:
+    """For each of `classes` its number among those `known`, (K,)."""
+    if unknown := [label for label in classes if label not in known]:
+        raise DataError(
+            f"{len(unknown)} classes of {name} are not among those to learn ({_few(unknown)}); those are {_few(known)}"
+        )
+    place = {label: number for number, label in enumerate(known)}
+    return np.array([place[label] for label in classes], dtype=np.int64)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")
