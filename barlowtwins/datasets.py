@@ -17,12 +17,14 @@ import functools
 import gzip
 import math
 import os
+import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -77,11 +79,10 @@ def _fashion_mnist(split: str, root: Path) -> Source:
     folders = (root / "fashion-mnist", root / "FashionMNIST" / "raw", root, Path("/usr/share/datasets/fashion-mnist"))
     folder = next((folder for folder in folders if _idx_file(folder, f"{kind}-images-idx3-ubyte")), None)
     if folder is None:
-        folder = folders[1]
-        with _downloading("fashion-mnist", root, "the files *-ubyte.gz of github.com/zalandoresearch/fashion-mnist"):
-            from torchvision.datasets import FashionMNIST
+        from torchvision.datasets import FashionMNIST
 
-            FashionMNIST(root, download=True)
+        folder, files = folders[1], "*-ubyte.gz from https://github.com/zalandoresearch/fashion-mnist"
+        _at_hand_or_downloaded(lambda download: FashionMNIST(root, download=download), "fashion-mnist", root, files)
     images = _read_idx(folder, f"{kind}-images-idx3-ubyte", ndim=3)
     labels = _read_idx(folder, f"{kind}-labels-idx1-ubyte", ndim=1)
     return ArraySource("fashion-mnist", images, labels, _FASHION_CLASSES)
@@ -106,9 +107,9 @@ def _read_idx(folder: Path, name: str, *, ndim: int) -> npt.NDArray[np.uint8]:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {file}: {error}; remove it, so that it is fetched again") from error
-    shape = tuple(np.frombuffer(content[4 : 4 + 4 * ndim], ">u4").tolist())
     start = 4 + 4 * ndim
-    if content[:4] != bytes([0, 0, 8, ndim]) or len(shape) != ndim or len(content) - start != math.prod(shape):
+    shape = tuple(np.frombuffer(content[4:start].ljust(4 * ndim, b"\0"), ">u4").tolist())
+    if content[:4] != bytes([0, 0, 8, ndim]) or len(content) != start + math.prod(shape):
         raise DataError(f"{file} is no whole file of the MNIST format; remove it, so that it is fetched again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
@@ -117,16 +118,24 @@ def _cifar(name: str, split: str, root: Path) -> Source:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    with _downloading(name, root, f"{kind.filename} from https://www.cs.toronto.edu/~kriz/"):
-        loaded = kind(root, train=split == "train", download=True)
+    loaded = _at_hand_or_downloaded(
+        lambda download: kind(root, train=split == "train", download=download),
+        name,
+        root,
+        f"{kind.filename} from https://www.cs.toronto.edu/~kriz/",
+    )
     return ArraySource(name, loaded.data, np.array(loaded.targets), loaded.classes)
 
 
 def _stl10(name: str, split: str, root: Path) -> Source:
     from torchvision.datasets import STL10
 
-    with _downloading(name, root, "stl10_binary.tar.gz from http://ai.stanford.edu/~acoates/stl10/"):
-        loaded = STL10(root, split=split if name == "stl10" else "train+unlabeled", download=True)
+    loaded = _at_hand_or_downloaded(
+        lambda download: STL10(root, split=split if name == "stl10" else "train+unlabeled", download=download),
+        name,
+        root,
+        "stl10_binary.tar.gz from http://ai.stanford.edu/~acoates/stl10/",
+    )
     images = loaded.data.transpose(0, 2, 3, 1)  # (N, 96, 96, 3)
     return ArraySource(name, images, *((loaded.labels, loaded.classes) if name == "stl10" else ()))
 
@@ -134,33 +143,51 @@ def _stl10(name: str, split: str, root: Path) -> Source:
 def _imagenette(split: str, root: Path) -> Source:
     from torchvision.datasets import Imagenette
 
-    folder = root / "imagenette2-320"
-    with _downloading("imagenette", root, "imagenette2-320 of https://github.com/fastai/imagenette, unpacked,"):
-        if not folder.is_dir():
-            # Unpacked elsewhere first: torchvision takes any folder of this name for the whole data set.
+    folder, kind = "imagenette2-320", {"train": "train", "test": "val"}[split]
+
+    def load(download: bool) -> Imagenette:
+        if download:  # unpacked elsewhere first: torchvision takes any folder of this name for the whole data set
             with tempfile.TemporaryDirectory(prefix=".imagenette", dir=root) as unpacked:
                 Imagenette(unpacked, size="320px", download=True)
-                os.replace(Path(unpacked) / folder.name, folder)
-    kind = {"train": "train", "test": "val"}[split]
-    keys = list_folder(folder / kind)
-    loaded = Imagenette(root, kind, size="320px")  # knows what the folders' WordNet numbers mean
+                os.replace(Path(unpacked) / folder, root / folder)
+        return Imagenette(root, kind, size="320px")
+
+    loaded = _at_hand_or_downloaded(load, "imagenette", root, f"{folder} of https://github.com/fastai/imagenette")
     words = {number: names[0] for number, names in zip(loaded.wnids, loaded.classes, strict=True)}
-    return FileSource("imagenette", folder / kind, keys, [words[key.partition("/")[0]] for key in keys])
+    keys = list_folder(root / folder / kind)
+    return FileSource("imagenette", root / folder / kind, keys, [words[key.partition("/")[0]] for key in keys])
 
 
-@contextlib.contextmanager
-def _downloading(name: str, root: Path, what: str) -> Iterator[None]:
-    """One process at a time; a download that fails becomes a DataError that says how to do without it."""
+T = TypeVar("T")
+
+
+def _at_hand_or_downloaded(load: Callable[[bool], T], name: str, root: Path, what: str) -> T:
+    """`load(False)` if the data set lies in `root`; else, one process at a time, `load(True)`, which downloads it.
+
+    Args:
+        load: opens the data set by torchvision, which raises RuntimeError if it is not there or damaged.
+        name: of the data set.
+        root: the folder that holds data sets.
+        what: to put into `root` where there is no internet.
+
+    Raises:
+        DataError: it is neither at hand nor to be downloaded.
+    """
     from filelock import FileLock  # torch depends on it
 
+    with contextlib.suppress(RuntimeError):
+        return load(False)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):
-            yield
-    except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError) as error:  # OSError: network's too
+        with FileLock(root / f".{name}.lock"), contextlib.redirect_stdout(sys.stderr):
+            try:
+                return load(False)  # another process may have fetched it meanwhile
+            except RuntimeError:
+                return load(True)
+    except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError) as error:  # OSError: the network's, too
         raise DataError(
             f"{name} is not in {root} and cannot be downloaded ({error}); without the internet, put {what} into "
-            "that folder, or name another one as data root"
+            "that folder, or name the one that holds it as data root"
         ) from error
 
 

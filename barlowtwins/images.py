@@ -44,24 +44,8 @@ __all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Unreadable", "read_image"
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP") + (("AVIF",) if AvifImagePlugin else ())
 """Formats that are read; Pillow's names."""
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".png",
-        ".gif",
-        ".bmp",
-        ".webp",
-        ".avif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    )
-)
+_SUFFIXES = "jpg jpeg jpe jfif png apng gif bmp webp avif tif tiff ppm pgm pbm pnm"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 """Suffixes, in lower case, by which listings tell images from other files. The content decides how one is read."""
 
 MAX_PIXELS = 178_956_970
@@ -91,6 +75,7 @@ _DECODING_ERRORS = (
     MemoryError,
     OverflowError,
     struct.error,
+    ImportError,  # CIELAB where Pillow was built without LittleCMS
 )
 
 

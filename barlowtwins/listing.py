@@ -111,7 +111,7 @@ def read_list(file: Path) -> tuple[list[str], list[str] | None]:
         DataError: the list cannot be read, names no image, names files that do not exist, or labels only some lines.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` would split at odd characters in names
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list {file}: {error}; it must be UTF-8 text, a path a line") from error
     is_csv = file.suffix.lower() == ".csv"
@@ -123,7 +123,7 @@ def read_list(file: Path) -> tuple[list[str], list[str] | None]:
     if entries and entries[0][1].lower() in HEADER_NAMES and not (file.parent / entries[0][1]).exists():
         del entries[0]
     if not entries:
-        raise DataError(f"the list {file} names no image: {len(lines)} lines, all empty, comments or headings")
+        raise DataError(f"the list {file} names no image: its lines are empty, comments or headings")
 
     missing = [(number, path) for number, path, _ in entries if not (file.parent / path).exists()]
     if missing:

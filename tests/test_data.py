@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import multiprocessing
+import os
 import pickle
 import struct
-from collections.abc import Iterator
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -138,8 +139,8 @@ class TestLists:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "names no image: 0 lines"),
-            (b"# only\n\n", "names no image: 2 lines"),
+            (b"", "names no image: its lines are empty"),
+            (b"# only\n\n", "names no image: its lines are empty"),
             (b"x.png\tdog\nx.png\n", "1 of 2 lines .* have no label, first line 2"),
             (b"\xff\xfe\x00x", "must be UTF-8"),
         ],
@@ -375,6 +376,20 @@ class TestFashionMNIST:
 
 
 class TestImagenette:
+    @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="becomes another user for a while")
+    def test_a_copy_in_a_folder_that_one_may_only_read(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            root = Path(name)
+            for kind in ("train", "val"):
+                draw(root / "imagenette2-320" / kind / "n03425413" / "1.JPEG")
+            for folder in [root, *root.glob("**")]:
+                folder.chmod(0o755)
+            os.seteuid(65534)
+            try:
+                assert open_source("imagenette", data_root=root).classes == ("gas pump",)
+            finally:
+                os.seteuid(0)
+
     def test_an_unpacked_copy_is_used(self, tmp_path: Path) -> None:
         for kind, count in (("train", 2), ("val", 1)):
             for number in range(count):
@@ -388,12 +403,11 @@ class TestImagenette:
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No network: every connection goes to a proxy that is not there."""
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
         monkeypatch.delenv("no_proxy", raising=False)
-    return
 
 
 @pytest.mark.usefixtures("offline")

@@ -50,7 +50,7 @@ class TestNothingThere:
         for name in [f"{n}.txt" for n in range(9)] + ["1.pdf", "2.PDF", "sub/3.pdf", "Makefile", "a.doc"]:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
-        message = r"14 files, most common suffixes \.txt \(9\), \.pdf \(3\), none \(1\); known are \.avif .*\.jpg"
+        message = r"14 files, most common suffixes \.txt \(9\), \.pdf \(3\), none \(1\); known are \.apng .*\.jpg"
         with pytest.raises(DataError, match=message):
             open_source(tmp_path)
 
