@@ -143,6 +143,6 @@ def _differences(checkpoint: Checkpoint, record: dict[str, Any], data: dict[str,
     names = [name for name in record if name not in ASKED]
     changed = {name: (before.get(name), record[name]) for name in names if before.get(name) != record[name]}
     if checkpoint.data != data:
-        was, now = (f"{d['images']} images, {d['fingerprint'][:10]}" for d in (checkpoint.data, data))
+        was, now = (f"{d['images']} images ({d['fingerprint'][:10]})" for d in (checkpoint.data, data))
         changed["data"] = (was, now)
     return changed

@@ -31,6 +31,7 @@ TINY = PretrainConfig(
     epochs=3,
     lr=0.02,
     log_every=1,
+    report_every=0,
     workers=0,
     device="cpu",
 )
@@ -58,6 +59,11 @@ def log(run: Path) -> list[dict[str, Any]]:
     lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
     records = [json.loads(line) for line in lines if line.endswith("}")]
     return [{name: value for name, value in record.items() if name != "images_per_second"} for record in records]
+
+
+def steps(run: Path) -> list[int]:
+    """Steps whose loss is logged."""
+    return [record["step"] for record in log(run) if "loss" in record]
 
 
 def outcome(run: Path) -> dict[str, Any]:
