@@ -72,9 +72,12 @@ class Belonging:
 
     @classmethod
     def of_embedder(cls, embedder: Embedder) -> Belonging:
-        """What is to be remembered of an embedder's backbone, which must be a ResNet."""
+        """What is to be remembered of an embedder's backbone."""
         state = embedder.backbone.state_dict()
-        name = recognize_backbone(state).name
+        try:
+            name = recognize_backbone(state).name
+        except WeightsError:  # no ResNet
+            name = type(embedder.backbone).__name__
         return cls(name, tensors_digest(state), embedder.sha256, _absolute(embedder.weights))
 
     def includes(self, weights: Weights) -> bool:

@@ -1,4 +1,4 @@
-"""Features of labelled images in memory, extracted once: a stopped run goes on, and processes share the work."""
+"""Features that are extracted once: a stopped run goes on, and processes share the work."""
 
 # N images, D features, W processes
 
@@ -12,11 +12,11 @@ from barlowtwins.distributed import World
 from barlowtwins.embedder import Embedder, Rows, extract
 from barlowtwins.errors import ConfigError, DataError, StoppedEarly
 from barlowtwins.progress import Progress
-from barlowtwins.shards import embed_shards, plan_shards, read_features
+from barlowtwins.shards import Shard, embed_shards, plan_shards, read_features
 from barlowtwins.signals import StopSignals
 from barlowtwins.sources import Source
 
-__all__ = ["extract_features"]
+__all__ = ["extract_features", "make_shards"]
 
 
 def extract_features(
@@ -45,6 +45,20 @@ def extract_features(
             raise ConfigError(f"{world.size} processes share features by way of a folder; give one with --out")
         return extract(source, embedder, batch_size=batch_size, workers=workers, progress=True)[0]
 
+    shards = make_shards(source, embedder, folder, world=world, batch_size=batch_size, workers=workers)
+    return np.concatenate([read_features(shard, folder) for shard in shards]) if world.writes else None
+
+
+def make_shards(
+    source: Source, embedder: Embedder, folder: Path, *, world: World, batch_size: int = 64, workers: int = 0
+) -> list[Shard]:
+    """Embed a source into shards on the disk, the processes taking turns; those that are there are left as they are.
+
+    Args and Raises: as `extract_features`.
+
+    Returns:
+        All shards, whose files in `folder` are there when this returns.
+    """
     shards = plan_shards(len(source))
     mine = shards[world.rank :: world.size]
     done = sum(len(shard.rows) for shard in mine if shard.path(folder).exists())
@@ -68,4 +82,4 @@ def extract_features(
                 raise stopped() from None
             raise
     world.wait()
-    return np.concatenate([read_features(shard, folder) for shard in shards]) if world.writes else None
+    return shards

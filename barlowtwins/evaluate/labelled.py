@@ -12,7 +12,7 @@ import numpy.typing as npt
 from barlowtwins.data import Source, has_split, open_source
 from barlowtwins.errors import ConfigError, DataError
 
-__all__ = ["Labelled", "open_labelled", "open_pair"]
+__all__ = ["Labelled", "labels_within", "open_labelled", "open_pair"]
 
 SOME = 5  # names that an error lists
 
@@ -43,7 +43,7 @@ def open_pair(train: str, val: str | None, data_root: str | Path | None = None) 
         raise ConfigError(f"{train} has no test split of its own; give images to judge by with --val")
     learned = open_labelled(train, split="train", data_root=data_root)
     judged = open_source(val or train, split="test", data_root=data_root)
-    return learned, Labelled(judged, _labels_within(learned.classes, judged), learned.classes)
+    return learned, Labelled(judged, labels_within(learned.classes, judged), learned.classes)
 
 
 def open_labelled(data: str, *, split: str, data_root: str | Path | None = None) -> Labelled:
@@ -68,8 +68,12 @@ def _labels(source: Source) -> npt.NDArray[np.int64]:
     return source.labels
 
 
-def _labels_within(classes: Sequence[str], source: Source) -> npt.NDArray[np.int64]:
-    """The labels of `source` as numbers into `classes`."""
+def labels_within(classes: Sequence[str], source: Source) -> npt.NDArray[np.int64]:
+    """The labels of `source` as numbers into `classes`.
+
+    Raises:
+        DataError: it has none, or some of other names.
+    """
     labels = _labels(source)
     if unknown := [name for name in source.classes if name not in classes]:
         raise DataError(

@@ -32,6 +32,7 @@ from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.scores import Tally
 from barlowtwins.evaluate.trained import evaluate_trained
 from barlowtwins.head import Belonging, Head, save_head
+from barlowtwins.model import feature_width
 from barlowtwins.progress import Progress
 from barlowtwins.weights import Weights, load_weights
 
@@ -236,5 +237,5 @@ def _for_float64(device: torch.device) -> torch.device:
 
 def _fits(train: Labelled, weights: Weights) -> bool:
     """Whether the features, and what the fit makes of them, fit into memory."""
-    width = weights.build().fc.in_features
+    width = feature_width(weights.build())
     return len(train.source) * (2 * width + 3 * len(train.classes)) * 8 <= MEMORY

@@ -15,6 +15,7 @@ from barlowtwins.evaluate.protocols import Protocol
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised import score, train_classifier
 from barlowtwins.head import Belonging, Head, fresh_classifier, save_head
+from barlowtwins.model import feature_width
 from barlowtwins.safe_save import backbone_metadata, write_safetensors
 from barlowtwins.weights import Weights, load_weights
 
@@ -62,7 +63,7 @@ def evaluate_trained(
     }
     with open_job(config.out, job, overwrite=config.overwrite, world=world) as folder:
         network = weights.build()
-        network.fc = fresh_classifier(network.fc.in_features, len(train.classes), seed=config.seed)
+        network.fc = fresh_classifier(feature_width(network), len(train.classes), seed=config.seed)
         trained = train_classifier(
             network,
             train,
