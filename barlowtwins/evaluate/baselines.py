@@ -1,13 +1,19 @@
 """What features are compared with: the pixels themselves, and the same network before it learned anything."""
 
+# n images, C channels, S side in pixels
+
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
 from barlowtwins.embedder import Embedder, load_embedder
+from barlowtwins.errors import DataError
+from barlowtwins.images import Unreadable
 from barlowtwins.model import build_backbone
 from barlowtwins.preprocess import Preprocessing
 from barlowtwins.sources import Source
@@ -16,6 +22,7 @@ from barlowtwins.weights import load_weights
 __all__ = ["open_embedder", "pixel_embedder", "random_embedder"]
 
 PIXEL_SIDE = 32  # of images that are not all of one square size
+STATISTICS = 1000  # images that the mean and standard deviation are taken from
 
 
 def open_embedder(
@@ -41,13 +48,34 @@ def open_embedder(
 
 
 def pixel_embedder(sources: Sequence[Source], *, device: str = "auto") -> Embedder:
-    """Pixels in [0, 1] as features: as they are if all images have one square size, else resized to 32 x 32."""
-    sizes = {source.size for source in sources}
-    height, width = next(iter(sizes)) or (0, 1) if len(sizes) == 1 else (0, 1)
-    side = height if height == width else PIXEL_SIDE
+    """Pixels as features: as they are if all images have one square size, else resized to 32 x 32.
+
+    They are standardised by the mean and standard deviation of each channel, as a network would see them: levels are
+    never negative, so that without it the cosine of any two images is near 1, and the baseline weaker than it could be.
+
+    Args:
+        sources: whose images will be compared; the statistics are those of the first.
+        device: as for `Embedder`.
+    """
+    size = sources[0].size
+    square = size is not None and size[0] == size[1] and all(source.size == size for source in sources)
+    side = size[0] if size is not None and square else PIXEL_SIDE
     channels = max(source.channels for source in sources)
-    as_they_are = Preprocessing(side, None, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    return Embedder(nn.Flatten(), as_they_are, device=device, precision="fp32", name="pixels")
+    levels = Preprocessing(side, None, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    mean, std = _statistics(sources[0], levels)
+    standardized = dataclasses.replace(levels, mean=mean, std=std)
+    return Embedder(nn.Flatten(), standardized, device=device, precision="fp32", name="pixels")
+
+
+def _statistics(source: Source, levels: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, over images evenly spread over the source."""
+    rows = np.unique(np.linspace(0, len(source) - 1, STATISTICS).round().astype(np.int64)).tolist()
+    images = [levels(image) for image in map(source.read, rows) if not isinstance(image, Unreadable)]
+    if not images:
+        raise DataError(f"{source.name} has no readable image; `barlowtwins check` says why")
+    pixels = torch.stack(images).double()  # (n, C, S, S)
+    std = pixels.std(dim=(0, 2, 3), correction=0).clamp_min(1e-3)  # of constant images, too
+    return tuple(pixels.mean(dim=(0, 2, 3)).tolist()), tuple(std.tolist())
 
 
 def random_embedder(like: str = "", *, device: str = "auto", precision: str = "auto", seed: int = 0) -> Embedder:

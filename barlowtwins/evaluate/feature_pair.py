@@ -117,8 +117,8 @@ def _labels(source: Source) -> npt.NDArray[np.int64]:
 
 def _no_labels(name: str, which: str) -> DataError:
     return DataError(
-        f"{name} has no labels{which and f' ({which})'}, which kNN needs: put the images of each class into a folder of "
-        "its own, or give a list with a label a line"
+        f"{name} has no labels{which and f' ({which})'}, which kNN needs: put the images of each class into a folder "
+        "of its own, or give a list with a label a line"
     )
 
 
