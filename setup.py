@@ -18,7 +18,8 @@ assert VERSION, "barlowtwins/version.py must name the version"
 EXTRAS = {
     "fast": ["opencv-python-headless>=4.8", "simplejpeg>=1.7"],
     "onnx": ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"],
-    "report": ["matplotlib>=3.8", "bokeh>=3.4"],
+    "report": ["matplotlib>=3.8"],
+    "map": ["scikit-learn>=1.4", "umap-learn>=0.5.6"],
     "parquet": ["pyarrow>=15"],
     "shards": ["webdataset>=0.2.86"],
     "ray": ["ray[data]>=2.30"],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         KNNConfig as KNNConfig,
         NeighboursConfig as NeighboursConfig,
         PretrainConfig as PretrainConfig,
+        ReportConfig as ReportConfig,
         WeightsGetConfig as WeightsGetConfig,
         WeightsListConfig as WeightsListConfig,
         WeightsShowConfig as WeightsShowConfig,
@@ -65,6 +66,8 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
     from barlowtwins.optim import LARS as LARS
     from barlowtwins.preprocess import Preprocessing as Preprocessing, preprocess as preprocess
     from barlowtwins.pretrain import PretrainResult as PretrainResult, pretrain as pretrain
+    from barlowtwins.report import ReportResult as ReportResult, report as report
+    from barlowtwins.tracking import Tracker as Tracker
     from barlowtwins.weights import (
         Weights as Weights,
         load_backbone as load_backbone,
@@ -81,7 +84,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
 _NAMES = {
     "augment": "TwinTransform",
     "check": "CheckResult check",
-    "config": "CheckConfig DemoConfig EmbedConfig KNNConfig NeighboursConfig PretrainConfig "
+    "config": "CheckConfig DemoConfig EmbedConfig KNNConfig NeighboursConfig PretrainConfig ReportConfig "
     "WeightsGetConfig WeightsListConfig WeightsShowConfig WeightsVerifyConfig",
     "data": "Source open_source",
     "demo": "DemoResult demo",
@@ -98,6 +101,8 @@ _NAMES = {
     "optim": "LARS",
     "preprocess": "Preprocessing preprocess",
     "pretrain": "PretrainResult pretrain",
+    "report": "ReportResult report",
+    "tracking": "Tracker",
     "weights": "Weights load_backbone load_weights registry",
     "zoo": "weights_get weights_list weights_show weights_verify",
 }

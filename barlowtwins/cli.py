@@ -48,6 +48,9 @@ COMMANDS = {
     "weights show": Command(config.WeightsShowConfig, "barlowtwins.zoo:weights_show"),
     "weights get": Command(config.WeightsGetConfig, "barlowtwins.zoo:weights_get"),
     "weights verify": Command(config.WeightsVerifyConfig, "barlowtwins.zoo:weights_verify"),
+    "report": Command(config.ReportConfig, "barlowtwins.report:report"),
+    "weights convert": Command(config.WeightsConvertConfig, "barlowtwins.convert:weights_convert"),
+    "export": Command(config.ExportConfig, "barlowtwins.export:export"),
     "check": Command(config.CheckConfig, "barlowtwins.check:check"),
     "demo": Command(config.DemoConfig, "barlowtwins.demo:demo"),
 }

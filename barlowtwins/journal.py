@@ -1,21 +1,30 @@
-"""What a run says while it works: lines of metrics.jsonl, the bar, and the online kNN at the end of an epoch."""
+"""What a run says while it works: lines of metrics.jsonl and the bar; at the end of an epoch a look at the network, the
+online kNN, and the report."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from torch import nn, optim
+from torch import optim
 
+from barlowtwins.errors import MissingExtraError, OutputError
 from barlowtwins.loss import LossTerms
+from barlowtwins.model import BarlowTwins
 from barlowtwins.monitor import OnlineKNN
 from barlowtwins.progress import Progress, say
+from barlowtwins.report import write_report
 from barlowtwins.run import RunFolder
+from barlowtwins.tracking import Tracker
+from barlowtwins.watch import Watch
 
 __all__ = ["Journal"]
+
+REPORT_SHARE = 0.05  # of a run's time at most for its reports: where epochs are that short, some go without one
 
 
 class Journal:
@@ -28,6 +37,8 @@ class Journal:
         steps_per_epoch, batch_size: for epochs and rates.
         log_every: steps between lines.
         knn, knn_every: the evaluation, if there are labels, and the epochs between two.
+        watch, report_every: what looks at the network, if anything does, and the epochs between two looks.
+        trackers: what else gets each line.
     """
 
     def __init__(
@@ -41,18 +52,26 @@ class Journal:
         log_every: int,
         knn: OnlineKNN | None,
         knn_every: int,
+        watch: Watch | None = None,
+        report_every: int = 1,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.run, self.steps_per_epoch, self.batch_size = run, steps_per_epoch, batch_size
         self.log_every, self.knn, self.knn_every = log_every, knn, knn_every
+        self.watch, self.report_every, self.trackers = watch, report_every, trackers
         self.loss: float | None = None
         self.accuracy: float | None = None
         self.images, self.seconds = 0, 0.0  # of this process's own steps, evaluations and saves not counted
         self._evaluated = 0  # step of the last kNN
+        self._looked = -1  # step of the last look
+        self._next_report = 0.0  # not before this time
         self._pending: list[dict[str, Any]] = []
         for record in run.rewind_log(start):
             self.loss = record.get("loss", self.loss)
             if "knn" in record:
                 self.accuracy, self._evaluated = record["knn"], record["step"]
+            if "effective_rank" in record:
+                self._looked = record["step"]
         self._progress = Progress(steps * batch_size, desc="pretrain", initial=start * batch_size)
         self._mark = time.perf_counter()
 
@@ -63,6 +82,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     @property
     def rate(self) -> float | None:
@@ -107,23 +128,54 @@ class Journal:
         else:
             self._progress.update(self.batch_size)
 
-    def evaluate(self, step: int, backbone: nn.Module, give_up: Callable[[], bool] | None = None) -> None:
-        """Run the online kNN, if this step ends an epoch whose turn it is, and if it was not run there before.
+    def evaluate(self, step: int, model: BarlowTwins, unreadable: Collection[int], give_up: Callable[[], bool]) -> None:
+        """At the end of an epoch: a look at the network, the online kNN and the report, each if it is its turn.
+
+        What was done at this step before, by an earlier process, is not done again.
 
         Args:
             step: optimizer steps done.
-            backbone: the network as it stands.
-            give_up: asked now and then; once it says True, there is no kNN, and the next process makes up for it.
+            model: the network as it stands.
+            unreadable: indices of images that could not be read so far.
+            give_up: asked now and then; once it says True, what is under way comes to nothing, and the next process
+                makes up for it.
         """
         epoch, rest = divmod(step, self.steps_per_epoch)
-        if self.knn is None or step <= self._evaluated or rest or epoch % self.knn_every:
+        if rest:
             return
-        with self.pause():
-            accuracy = self.knn.accuracy(backbone, give_up)
-        if accuracy is not None:
-            self.accuracy, self._evaluated = accuracy, step
-            self._write({"step": step, "epoch": epoch, "knn": accuracy})
-            self._progress.update(0, knn=f"{accuracy:.1f} %")
+        told = False
+        if self.watch and step > self._looked and epoch % self.report_every == 0:
+            with self.pause():
+                seen = self.watch.look(model, step=step, epoch=epoch, unreadable=set(unreadable), give_up=give_up)
+            if seen is not None:
+                self._looked, told = step, True
+                self._write({"step": step, "epoch": epoch, **seen})
+        if self.knn and step > self._evaluated and epoch % self.knn_every == 0:
+            with self.pause():
+                accuracy = self.knn.accuracy(model.backbone, give_up)
+            if accuracy is not None:
+                self.accuracy, self._evaluated, told = accuracy, step, True
+                self._write({"step": step, "epoch": epoch, "knn": accuracy})
+                self._progress.update(0, knn=f"{accuracy:.1f} %")
+        if told and step and time.perf_counter() >= self._next_report:
+            self.report()
+
+    def report(self) -> None:
+        """Write report.html, if the run looks at its network at all; that it cannot be is no failure."""
+        if self.watch is None or self._next_report == math.inf:
+            return
+        started = time.perf_counter()
+        try:
+            with self.pause():
+                write_report(self.run.path)
+        except MissingExtraError as error:
+            say(f"no {self.run.report.name}: {error}")
+            self._next_report = math.inf
+        except OutputError as error:
+            say(f"warning: {error}; training goes on without a new report")
+        else:
+            now = time.perf_counter()
+            self._next_report = now + (now - started) / REPORT_SHARE
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -135,6 +187,8 @@ class Journal:
 
     def _write(self, record: dict[str, Any]) -> None:
         """Append to the log; lines that a full disk refuses are kept for the next time."""
+        for tracker in self.trackers:
+            tracker.log(dict(record))
         self._pending.append(record)
         try:
             self.run.log(self._pending)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,9 @@ from barlowtwins.recipes import Settings, record, resolve
 from barlowtwins.resume import find_checkpoint, initialize, restore
 from barlowtwins.run import RunFolder
 from barlowtwins.signals import StopSignals
+from barlowtwins.tracking import Tracker, open_tracker
 from barlowtwins.twins import TwinReader, plan_batches
+from barlowtwins.watch import Watch, unseen
 
 __all__ = ["Plan", "PretrainResult", "build_model", "plan_run", "pretrain"]
 
@@ -72,13 +75,14 @@ class PretrainResult:
     """Images that could not be read and were replaced."""
 
 
-def pretrain(config: PretrainConfig) -> PretrainResult:
+def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> PretrainResult:
     """Train a backbone and a projector on unlabelled images, or go on doing so.
 
     Under `torchrun` all processes share each batch, and the result is that of one process within float tolerance.
 
     Args:
         config: what to do; every `None` in it is decided by the recipe or the data.
+        trackers: get each line of metrics.jsonl as well (see `tracking`), on the process that writes.
 
     Returns:
         what came of it; the files are in `config.out` (see `RunFolder`).
@@ -88,6 +92,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         DataError: no such data, or labels that a kNN needs are missing.
         CheckpointError: the checkpoint is damaged, or belongs to other settings or data.
         TrainingError: a loss or gradient that is not finite, too many unreadable images, no memory.
+        MissingExtraError: `track` names what is not installed.
         StoppedEarly: a signal asked to stop; a checkpoint is saved.
     """
     with open_world(config.device) as world:
@@ -99,7 +104,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             if config.dry_run:
                 return PretrainResult(config.out, 0, plan, settings, _parameters(model))
             with FolderLock(config.out) if world.writes else contextlib.nullcontext():
-                return _train(config, settings, plan, model, source, world)
+                return _train(config, settings, plan, model, source, world, trackers)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -150,7 +155,13 @@ def build_model(settings: Settings, seed: int) -> BarlowTwins:
 
 
 def _train(
-    config: PretrainConfig, settings: Settings, plan: Plan, model: BarlowTwins, source: Source, world: World
+    config: PretrainConfig,
+    settings: Settings,
+    plan: Plan,
+    model: BarlowTwins,
+    source: Source,
+    world: World,
+    trackers: Sequence[Tracker],
 ) -> PretrainResult:
     device, n = world.device, settings.batch_size
     workers = default_workers() if config.workers is None else config.workers
@@ -184,11 +195,15 @@ def _train(
     network = world.share(model)
     last = min(plan.steps, plan.steps if config.max_steps is None else config.max_steps)
 
-    # Who watches: rank 0 keeps the journal, with a kNN where there are labels, and saves.
+    # Who watches: rank 0 keeps the journal, with a look at the network and a kNN where there are labels, and saves.
     journal, saver = None, Saver(run.path, start=step)
     if world.writes:
         run.sweep()
         labelled = held_out(config, source)
+        opened = [] if config.track == "none" else [open_tracker(config.track, run.path, start=step)]
+        watch = config.report_every and Watch(
+            source, unseen(config), transform, preprocessing, run.snapshots, device=str(device), workers=workers
+        )
         facts = {"data_facts": data, "classes": list(source.classes), "plan": dataclasses.asdict(plan)}
         run.write_config({**decided, **facts, "world_size": world.size})
         say(_headline(settings, plan, model, world, precision, workers, step))
@@ -201,6 +216,9 @@ def _train(
             log_every=config.log_every,
             knn=labelled and OnlineKNN(*labelled, preprocessing, device=str(device), workers=workers),
             knn_every=config.knn_every,
+            watch=watch or None,
+            report_every=config.report_every,
+            trackers=[*trackers, *opened],
         )
 
     def save(*, last_chance: bool = False) -> None:
@@ -220,9 +238,9 @@ def _train(
                 )
 
     def evaluate_or_stop() -> None:
-        """At the end of a step: a stop signal also ends the kNN, which the next process then makes up for."""
+        """At the end of a step: a stop signal also ends looks and kNN, which the next process then makes up for."""
         if journal:
-            journal.evaluate(step, model.backbone, lambda: stop.requested)
+            journal.evaluate(step, model, unreadable, lambda: stop.requested)
         if world.any(stop.requested) and step < last:
             save(last_chance=True)
             again = "the same command goes" if config.resume == "auto" else "--resume auto goes"
@@ -281,6 +299,7 @@ def _train(
         world.wait()
         return PretrainResult(config.out, step, plan, settings, _parameters(model))
     run.write_weights(model, name=settings.backbone, stem=settings.stem, preprocessing=preprocessing)
+    journal.report()
     world.wait()
     return PretrainResult(
         config.out,

@@ -5,6 +5,8 @@ metrics.jsonl           one object a log step
 checkpoints/            step-XXXXXXXX.pt, the newest two (see `checkpoint`)
 backbone.safetensors    the result: torchvision's key names, no fc
 model.safetensors       backbone and projector
+snapshots/              what the network looked like at the start and now (see `snapshots`)
+report.html             all of it as a page (see `report`)
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.backbone = self.path / "backbone.safetensors"
         self.model = self.path / "model.safetensors"
+        self.snapshots = self.path / "snapshots"
+        self.report = self.path / "report.html"
 
     def write_config(self, record: dict[str, Any]) -> None:
         """Write the decided settings and what else is worth knowing, with the versions that made the run."""
@@ -52,7 +56,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written; for the process that holds the folder's lock."""
-        for folder in (self.path, self.path / "checkpoints"):
+        for folder in (self.path, self.path / "checkpoints", self.snapshots):
             sweep_partial(folder, older_than=float("-inf"))
 
     def log(self, records: list[dict[str, Any]]) -> None:

@@ -15,21 +15,34 @@ from barlowtwins.config.evaluation import (
     SemiConfig,
     SVMConfig,
 )
+from barlowtwins.config.looking import AugmentConfig, MapConfig, ReportConfig
 from barlowtwins.config.pretraining import DemoConfig, PretrainConfig
-from barlowtwins.config.registry import WeightsGetConfig, WeightsListConfig, WeightsShowConfig, WeightsVerifyConfig
+from barlowtwins.config.registry import (
+    ExportConfig,
+    WeightsConvertConfig,
+    WeightsGetConfig,
+    WeightsListConfig,
+    WeightsShowConfig,
+    WeightsVerifyConfig,
+)
 
 __all__ = [
+    "AugmentConfig",
     "CheckConfig",
     "ClassifyConfig",
     "DemoConfig",
     "EmbedConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "KNNConfig",
     "LinearConfig",
+    "MapConfig",
     "NeighboursConfig",
     "PretrainConfig",
+    "ReportConfig",
     "SVMConfig",
     "SemiConfig",
+    "WeightsConvertConfig",
     "WeightsGetConfig",
     "WeightsListConfig",
     "WeightsShowConfig",

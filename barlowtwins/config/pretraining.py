@@ -28,7 +28,7 @@ class PretrainConfig:
     data_root: str | None = None
     """Where named data sets lie or are downloaded to."""
     backbone: str | None = None
-    """A torchvision ResNet (resnet18, resnet50, wide_resnet50_2, ...), or resnet10_x0_5 for CPUs."""
+    """A torchvision ResNet (resnet18, resnet50, wide_resnet50_2, ...), resnet10_x0_5 for CPUs, or timm:NAME."""
     stem: Literal["imagenet", "small", "small-stride2"] | None = None
     """First layers: 7x7 and max-pooling (imagenet), or 3x3 without pooling for images up to 64 pixels (small)."""
     channels: int | None = None
@@ -78,6 +78,11 @@ class PretrainConfig:
     """Optimizer steps between lines of metrics.jsonl."""
     knn_every: int = 1
     """Epochs between online kNN evaluations; 0 turns them off."""
+    report_every: int = 1
+    """Epochs between looks at the network (effective rank, correlations, neighbours) and between versions of
+    report.html, which shows them; 0 turns both off."""
+    track: Literal["none", "tensorboard"] = "none"
+    """Where else the metrics go."""
     max_bad: float = 0.01
     """Stop when more than this fraction of the images cannot be read."""
     max_steps: int | None = None
@@ -103,6 +108,7 @@ class PretrainConfig:
         )
         require(self.log_every >= 1, f"--log-every is {self.log_every}; it must be 1 or more")
         require(self.knn_every >= 0, f"--knn-every is {self.knn_every}; it must not be negative")
+        require(self.report_every >= 0, f"--report-every is {self.report_every}; it must not be negative")
         require(0 <= self.max_bad <= 1, f"--max-bad is {self.max_bad}; it is a fraction from 0 to 1")
         require(0 <= self.seed < 2**63, f"--seed is {self.seed}; it must lie from 0 to 2**63 - 1")
 
