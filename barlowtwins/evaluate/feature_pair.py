@@ -49,7 +49,7 @@ def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeat
         To learn from and to judge by, both labelled by the classes of the first.
 
     Raises:
-        ConfigError: no `val`, or features of two different networks.
+        ConfigError: no `val`, more neighbours than images, or features of two different networks.
         DataError: no labels, a single class, or classes in `val` that are not in `train`.
         WeightsError: the weights cannot be had.
     """
@@ -61,8 +61,13 @@ def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeat
         for split, data in parts.items()
         if not is_embeddings(data)
     }
-    for source in sources.values():  # before anything long begins
+    for split, source in sources.items():  # before anything long begins
         _labels(source)
+        if split == "train" and len(source) < max(config.k):
+            most = len(source)
+            raise ConfigError(
+                f"{max(config.k)} neighbours are asked of a bank of {most} images; choose --k up to {most}"
+            )
     if len(sources) == 2:
         _renumber(sources["test"].name, sources["test"].classes, sources["train"].classes)
 

@@ -15,12 +15,13 @@ import pytest
 from tiny import TINY, write_images, write_weights
 
 from barlowtwins.batches import open_batches, ranges
-from barlowtwins.config import EmbedConfig
+from barlowtwins.config import EmbedConfig, KNNConfig
 from barlowtwins.data import open_source
 from barlowtwins.embed import embed
 from barlowtwins.embedder import load_embedder
 from barlowtwins.embeddings import open_embeddings
 from barlowtwins.errors import BarlowTwinsError, DataError, OutputError, RunLockedError
+from barlowtwins.evaluate import evaluate_knn
 from barlowtwins.lock import FolderLock
 from barlowtwins.shards import embed_shards, plan_shards
 from barlowtwins.sources import FileSource
@@ -233,6 +234,15 @@ def test_54_a_full_disk_leaves_an_overwritten_result_whole(config: EmbedConfig, 
     assert run(replace(config, overwrite=True, normalize=True), file_size=20_000) == 1
     kept = {name: data for name, data in contents(config.out).items() if not name.startswith("shards/")}
     assert kept == undisturbed
+
+
+def test_55_labels_that_are_missing_are_told_before_anything_is_embedded(config: EmbedConfig) -> None:
+    settings = KNNConfig(config.data, config.data, "no such weights")
+    with pytest.raises(DataError, match="has no labels, which kNN needs: put the images of each class into a folder"):
+        evaluate_knn(settings)
+    embed(config)
+    with pytest.raises(DataError, match="has no labels"):
+        evaluate_knn(replace(settings, train=config.out, val=config.out))
 
 
 def test_two_processes_do_not_embed_into_one_folder(config: EmbedConfig) -> None:

@@ -1,0 +1,108 @@
+"""Which images are most like this one? The nearest rows of an EMB folder, by cosine, read from the disk in chunks."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from barlowtwins.config import NeighboursConfig
+from barlowtwins.embedder import load_embedder
+from barlowtwins.embeddings import OK, Embeddings, open_embeddings
+from barlowtwins.errors import DataError, UsageError, WeightsError
+from barlowtwins.nearest import nearest
+from barlowtwins.preprocess import Preprocessing
+from barlowtwins.printing import table
+
+__all__ = ["Neighbour", "NeighboursResult", "neighbours"]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A row near to the query."""
+
+    row: int
+    path: str
+    label: str
+    """Class name; empty if unlabelled."""
+    cosine: float
+
+
+@dataclass(frozen=True)
+class NeighboursResult:
+    """The rows nearest to a query, nearest first."""
+
+    query: str
+    """The image file, or the row's own path."""
+    neighbours: tuple[Neighbour, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """What a person is told."""
+        rows = [[f"{found.cosine:.4f}", str(found.row), found.path, found.label] for found in self.neighbours]
+        return f"nearest to {self.query}:\n{table(rows, ['cosine', 'row', 'path', 'label'])}"
+
+
+def neighbours(config: NeighboursConfig) -> NeighboursResult:
+    """Find the rows nearest to an image, which is embedded as they were, or to one of them, which is left out.
+
+    Fewer than `k` are found where there are fewer readable images.
+
+    Raises:
+        DataError: no EMB folder, or an image that cannot be read.
+        UsageError: there is no such row.
+        WeightsError: the weights that made the rows are not where they were, or have changed.
+    """
+    opened = open_embeddings(config.embeddings)
+    usable = opened.meta["rows"] - opened.meta["failed"]
+    if config.query.isdecimal() and not Path(config.query).exists():
+        own = int(config.query)
+        query, name = _row(opened, own)
+        wanted = min(config.k + 1, usable)  # one more: the row itself is its nearest
+    else:
+        own = -1
+        query, name = _embed(opened, config.query), config.query
+        wanted = min(config.k, usable)
+    if not wanted:
+        raise DataError(f"no image in {config.embeddings} could be read; its index.csv says why")
+    similarity, rows = nearest(opened.features, query[None], wanted)
+    found = dict(zip(rows[0].tolist(), similarity[0].tolist(), strict=True))  # nearest first
+    found.pop(own, None)
+    nearest_rows = list(found)[: config.k]
+    entries = {entry.row: entry for entry in opened.index() if entry.row in found}
+    return NeighboursResult(
+        name, tuple(Neighbour(row, entries[row].path, entries[row].label, found[row]) for row in nearest_rows)
+    )
+
+
+def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str]:
+    """Features (D,) and path of a row."""
+    if row >= len(opened.features):
+        raise UsageError(f"there is no row {row}: {opened.folder} has rows 0 to {len(opened.features) - 1}")
+    entry = next(itertools.islice(opened.index(), row, None))
+    if entry.status != OK:
+        raise DataError(f"row {row} ({entry.path}) has no features: {entry.status}")
+    return np.array(opened.features[row]), entry.path
+
+
+def _embed(opened: Embeddings, image: str) -> npt.NDArray[np.float32]:
+    """Features (D,) of an image file, made as the rows were."""
+    meta = opened.meta
+    embedder = load_embedder(meta["weights"])
+    if embedder.sha256 != meta["weights_sha256"]:
+        raise WeightsError(
+            f"{meta['weights']} is not what made {opened.folder}: its sha256 begins {embedder.sha256[:10]}, not "
+            f"{meta['weights_sha256'][:10]}; put the old file back, or embed again with --overwrite"
+        )
+    embedder.preprocessing = Preprocessing.from_dict(meta["preprocessing"])
+    features = embedder.encode([image])[0]
+    if 0 in embedder.failed:
+        raise DataError(f"cannot read {image}: {embedder.failed[0].why}")
+    return features
