@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from barlowtwins.data import open_source
 from barlowtwins.embedder import Embedder, extract, unit_length
-from barlowtwins.errors import ConfigError, DataError
+from barlowtwins.errors import ConfigError, DataError, TrainingError
 from barlowtwins.model import build_backbone
 from barlowtwins.preprocess import Preprocessing
 
@@ -204,3 +205,20 @@ def test_what_is_no_image_is_refused(embedder: Embedder, images: object, message
 def test_a_device_that_is_not_there_is_refused(network: nn.Module) -> None:
     with pytest.raises(ConfigError, match="cuda:77"):
         Embedder(network, Preprocessing(), device="cuda:77")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_same_rows_and_tells_when_its_memory_is_short(
+    network: nn.Module, folder: Path, expected: np.ndarray
+) -> None:
+    for workers in (0, 2):  # with workers the batches lie in page-locked memory
+        on_gpu = Embedder(copy.deepcopy(network), Preprocessing(16, None), device="cuda", precision="fp32")
+        found = on_gpu.encode(folder, batch_size=4, workers=workers)
+        assert np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()  # convolutions may run in TF32
+    torch.cuda.set_per_process_memory_fraction(0.001)
+    try:
+        with pytest.raises(TrainingError, match=r"out of memory on cuda .*try --batch-size"):
+            on_gpu.encode(torch.zeros(20_000, 3, 64, 64), batch_size=20_000)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

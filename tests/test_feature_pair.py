@@ -93,9 +93,7 @@ def test_what_does_not_fit_is_told(config: KNNConfig, embedded: Path, tmp_path: 
     with pytest.raises(DataError, match=r"1 classes of .*train are not among those to learn \(class2\)"):
         evaluate_knn(replace(config, train=config.val, val=config.train))
     with pytest.raises(DataError, match="has one class, class0"):
-        evaluate_knn(
-            replace(config, train=str(write_images(tmp_path / "one", 6, classes=1)), val=str(tmp_path / "one"))
-        )
+        evaluate_knn(replace(config, train=one, val=one))
     with pytest.raises(ConfigError, match="200 neighbours are asked of a bank of 30 images; choose --k up to 30"):
         evaluate_knn(replace(config, k=(20, 200)))
 

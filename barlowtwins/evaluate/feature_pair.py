@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,16 +61,7 @@ def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeat
         for split, data in parts.items()
         if not is_embeddings(data)
     }
-    for split, source in sources.items():  # before anything long begins
-        _labels(source)
-        if split == "train" and len(source) < max(config.k):
-            most = len(source)
-            raise ConfigError(
-                f"{max(config.k)} neighbours are asked of a bank of {most} images; choose --k up to {most}"
-            )
-    if len(sources) == 2:
-        _renumber(sources["test"].name, sources["test"].classes, sources["train"].classes)
-
+    _check(sources, max(config.k))
     embedder = _open_embedder(config, list(sources.values())) if sources else None
     learned, judged = (
         _embed(sources[split], embedder, config) if embedder and split in sources else _read(data)
@@ -85,6 +76,19 @@ def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeat
         raise DataError(f"{learned.name} has one class, {learned.classes[0]}: there is nothing to tell apart")
     places = _renumber(judged.name, judged.classes, learned.classes)
     return learned, judged._replace(labels=places[judged.labels], classes=learned.classes)
+
+
+def _check(sources: Mapping[str, Source], k: int) -> None:
+    """Find what is wrong with the images before they are embedded, which may take long."""
+    for source in sources.values():
+        _labels(source)
+    learned, judged = sources.get("train"), sources.get("test")
+    if learned is not None and k > len(learned):
+        raise ConfigError(
+            f"{k} neighbours are asked of a bank of {len(learned)} images; choose --k up to {len(learned)}"
+        )
+    if learned is not None and judged is not None:
+        _renumber(judged.name, judged.classes, learned.classes)
 
 
 def _open_embedder(config: KNNConfig, sources: Sequence[Source]) -> Embedder:
