@@ -21,15 +21,19 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         CheckConfig as CheckConfig,
         DemoConfig as DemoConfig,
         EmbedConfig as EmbedConfig,
+        ExportConfig as ExportConfig,
         KNNConfig as KNNConfig,
+        MapConfig as MapConfig,
         NeighboursConfig as NeighboursConfig,
         PretrainConfig as PretrainConfig,
         ReportConfig as ReportConfig,
+        WeightsConvertConfig as WeightsConvertConfig,
         WeightsGetConfig as WeightsGetConfig,
         WeightsListConfig as WeightsListConfig,
         WeightsShowConfig as WeightsShowConfig,
         WeightsVerifyConfig as WeightsVerifyConfig,
     )
+    from barlowtwins.convert import Conversion as Conversion, weights_convert as weights_convert
     from barlowtwins.data import Source as Source, open_source as open_source
     from barlowtwins.demo import DemoResult as DemoResult, demo as demo
     from barlowtwins.embed import EmbedResult as EmbedResult, embed as embed
@@ -49,6 +53,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         WeightsError as WeightsError,
     )
     from barlowtwins.evaluate import KNNResult as KNNResult, evaluate_knn as evaluate_knn
+    from barlowtwins.export import ExportResult as ExportResult, export as export
     from barlowtwins.hub import (
         barlow_twins as barlow_twins,
         embedder as embedder,
@@ -61,6 +66,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         barlow_twins_loss as barlow_twins_loss,
         cross_correlation as cross_correlation,
     )
+    from barlowtwins.map import MapResult as MapResult, map as map
     from barlowtwins.model import BarlowTwins as BarlowTwins, build_backbone as build_backbone
     from barlowtwins.neighbours import NeighboursResult as NeighboursResult, neighbours as neighbours
     from barlowtwins.optim import LARS as LARS
@@ -84,18 +90,21 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
 _NAMES = {
     "augment": "TwinTransform",
     "check": "CheckResult check",
-    "config": "CheckConfig DemoConfig EmbedConfig KNNConfig NeighboursConfig PretrainConfig ReportConfig "
-    "WeightsGetConfig WeightsListConfig WeightsShowConfig WeightsVerifyConfig",
+    "config": "CheckConfig DemoConfig EmbedConfig KNNConfig MapConfig NeighboursConfig PretrainConfig ReportConfig "
+    "ExportConfig WeightsConvertConfig WeightsGetConfig WeightsListConfig WeightsShowConfig WeightsVerifyConfig",
+    "convert": "Conversion weights_convert",
     "data": "Source open_source",
     "demo": "DemoResult demo",
     "embed": "EmbedResult embed",
     "embedder": "Embedder",
     "errors": "BarlowTwinsError CheckpointError ConfigError DataError DownloadError MissingExtraError OutputError "
     "RunLockedError StoppedEarly TrainingError UsageError WeightsError",
+    "export": "ExportResult export",
     "evaluate": "KNNResult evaluate_knn",
     "hub": "barlow_twins embedder resnet18 resnet50",
     "images": "Unreadable read_image",
     "loss": "BarlowTwinsLoss barlow_twins_loss cross_correlation",
+    "map": "MapResult map",
     "model": "BarlowTwins build_backbone",
     "neighbours": "NeighboursResult neighbours",
     "optim": "LARS",

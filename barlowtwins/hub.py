@@ -11,7 +11,7 @@ from torchvision.models.resnet import ResNet
 from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.formats import match_keys
 from barlowtwins.head import fresh_classifier, load_classifier
-from barlowtwins.model import BarlowTwins, build_backbone
+from barlowtwins.model import BarlowTwins, build_resnet
 from barlowtwins.preprocess import Preprocessing, preprocess as _preprocess
 from barlowtwins.weights import Weights, load_weights
 
@@ -61,7 +61,7 @@ def resnet50(
             place that it remembers is not at hand. A head of another backbone is refused.
         progress: show a bar while downloading, if standard error is a terminal.
         **kwargs: `zero_init_residual`, `norm_layer`, `replace_stride_with_dilation` of torchvision's ResNet; `stem` and
-            `channels` of `barlowtwins.build_backbone`.
+            `channels` of `barlowtwins.model.build_resnet`.
 
     Returns:
         The model on the CPU: in evaluation mode with weights, so that features do not depend on the batch (call
@@ -212,7 +212,7 @@ def _resnet(
     if source is None and pretrained:
         raise WeightsError(f"nobody has published weights for {name}; pass weights=, or pretrained=False")
     if source is None:
-        net = build_backbone(name, **options)
+        net = build_resnet(name, **options)
     else:
         net = _build(name, load_weights(source, progress=progress), options)
     if num_classes is not None:
@@ -232,7 +232,7 @@ def _load_with_head(
 
 
 def _build(name: str, loaded: Weights, options: dict[str, Any]) -> ResNet:
-    net = build_backbone(name, **{"stem": loaded.stem, "channels": loaded.channels, **options})
+    net = build_resnet(name, **{"stem": loaded.stem, "channels": loaded.channels, **options})
     expected = net.state_dict()
     state = {  # norms with frozen statistics count no batches
         key: tensor

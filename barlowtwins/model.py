@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.loss import BarlowTwinsLoss, LossTerms
+from barlowtwins.timm_backbone import PREFIX, build_timm
 
 __all__ = [
     "BACKBONES",
@@ -26,6 +27,7 @@ __all__ = [
     "Recognized",
     "build_backbone",
     "build_projector",
+    "build_resnet",
     "feature_identity",
     "feature_width",
     "parse_projector",
@@ -66,6 +68,31 @@ def build_backbone(name: str = "resnet50", *, stem: Stem = "imagenet", channels:
     """Build an untrained backbone: (N, C, S, S) -> (N, F).
 
     Args:
+        name: a key of `BACKBONES`, or "timm:" and the name of any model of timm (the extra `timm`).
+        stem: first layers of a ResNet, see `build_resnet`; the models of timm have their own.
+        channels: input channels.
+        **kwargs: passed to `torchvision.models.ResNet` or `timm.create_model`.
+
+    Returns:
+        A `torchvision.models.ResNet`, or a `TimmBackbone`; the `fc` of both is a plain `nn.Identity` that carries
+        `in_features` and `out_features`, both F.
+
+    Raises:
+        ConfigError: a name or stem that is not known.
+        MissingExtraError: timm is asked for and not installed.
+    """
+    if not name.startswith(PREFIX):
+        return build_resnet(name, stem=stem, channels=channels, **kwargs)
+    if stem != "imagenet":
+        raise ConfigError(f"{name} has its own first layers: --stem {stem} is for ResNets; leave it out")
+    made = build_timm(name, feature_identity, channels=channels, **kwargs)
+    return cast(ResNet, made)  # it has what is asked of a backbone: `forward`, and an `fc` that may be replaced
+
+
+def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: int = 3, **kwargs: Any) -> ResNet:
+    """Build an untrained ResNet: (N, C, S, S) -> (N, F).
+
+    Args:
         name: a key of `BACKBONES`.
         stem: first layers. "imagenet": 7x7 stride 2 and max-pooling. "small": 3x3 stride 1 without pooling, for images
             up to 64 pixels. "small-stride2": 3x3 stride 2 without pooling, a quarter of that one's work.
@@ -80,7 +107,7 @@ def build_backbone(name: str = "resnet50", *, stem: Stem = "imagenet", channels:
         ConfigError: a name or stem that is not known.
     """
     if name not in BACKBONES:
-        raise ConfigError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
+        raise ConfigError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}, or timm:NAME")
     if stem not in STEMS:
         raise ConfigError(f"unknown stem {stem!r}; choose one of {', '.join(STEMS)}")
     kind = BACKBONES[name]
@@ -216,7 +243,7 @@ class BarlowTwins(nn.Module):
     statistics of the standardised embedding, which nothing uses after training.
 
     Args:
-        backbone: a name of `BACKBONES`, or a module that gives (N, F) and whose `fc` has `in_features` F.
+        backbone: a name as `build_backbone` takes it, or a module that gives (N, F) and whose `fc` has `in_features` F.
         projector: layer widths joined by dashes.
         lambd: weight of the off-diagonal terms.
         scale_loss: factor on the whole loss.

@@ -14,6 +14,7 @@ from barlowtwins.config import PretrainConfig
 from barlowtwins.errors import CheckpointError, ConfigError, OutputError
 from barlowtwins.model import BarlowTwins
 from barlowtwins.progress import say
+from barlowtwins.published import read_published
 from barlowtwins.recipes import Settings
 
 __all__ = ["find_checkpoint", "initialize", "restore"]
@@ -48,7 +49,10 @@ def find_checkpoint(
     allowed = _allowed(config, record)
     if config.resume == "never" and list_checkpoints(run):
         raise OutputError(f"{run} has checkpoints and --resume is never; choose another --out, or --resume auto")
-    checkpoint = load_newest(run) if config.resume in ("auto", "never") else load_checkpoint(Path(config.resume))
+    if config.resume in ("auto", "never"):
+        checkpoint = load_newest(run)
+    else:
+        checkpoint = _given(Path(config.resume), record, data)
     if checkpoint is None:
         if (run / "model.safetensors").exists():
             raise OutputError(
@@ -115,7 +119,7 @@ def initialize(model: BarlowTwins, init: str | None) -> None:
     backbone = {f"backbone.{key}": value for key, value in weights.backbone.items()}
     expected = {key: value for key, value in state.items() if key.startswith("backbone.")}
     match_keys(backbone, expected, f"--init {init} is a {weights.backbone_name} and does not fit the network")
-    ours, theirs = (getattr(net.get_submodule("conv1"), "stride", None) for net in (model.backbone, weights.build()))
+    ours, theirs = (getattr(getattr(net, "conv1", None), "stride", None) for net in (model.backbone, weights.build()))
     if ours != theirs:  # which leaves no trace in keys and shapes
         say(f"warning: the first layer of {init} has stride {theirs}, that of this network {ours}; see --stem")
     projector = {key: value for key, value in state.items() if not key.startswith("backbone.")}
@@ -126,6 +130,17 @@ def initialize(model: BarlowTwins, init: str | None) -> None:
     else:
         backbone |= weights.projector
     model.load_state_dict({**state, **backbone})
+
+
+def _given(path: Path, record: dict[str, Any], data: dict[str, Any]) -> Checkpoint:
+    """A checkpoint file that the user names: this package's, or one of the published code."""
+    try:
+        return load_checkpoint(path)
+    except CheckpointError:
+        published = read_published(path, record, data) if path.is_file() else None
+        if published is None:
+            raise
+        return published
 
 
 def _allowed(config: PretrainConfig, record: dict[str, Any]) -> set[str]:

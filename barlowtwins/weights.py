@@ -46,7 +46,7 @@ class Weights:
     projector_widths: str | None
     """Such as "8192-8192-8192"."""
     backbone_name: str
-    """The architecture: a key of `model.BACKBONES`."""
+    """The architecture, as `model.build_backbone` takes it."""
     stem: Stem
     """Its first layers."""
     channels: int

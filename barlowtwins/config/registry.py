@@ -1,12 +1,22 @@
-"""Settings of `barlowtwins weights`."""
+"""Settings of `barlowtwins weights` and `export`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tyro.conf import Positional
 
-__all__ = ["WeightsGetConfig", "WeightsListConfig", "WeightsShowConfig", "WeightsVerifyConfig"]
+from barlowtwins.config.rules import require
+
+__all__ = [
+    "ExportConfig",
+    "WeightsConvertConfig",
+    "WeightsGetConfig",
+    "WeightsListConfig",
+    "WeightsShowConfig",
+    "WeightsVerifyConfig",
+]
 
 
 @dataclass(frozen=True)
@@ -36,3 +46,37 @@ class WeightsVerifyConfig:
 
     weights: Positional[str]
     """A registry name, a local weight file, an https URL, or a RUN folder."""
+
+
+@dataclass(frozen=True)
+class WeightsConvertConfig:
+    """Write weights of any known format in the format of another program; every number stays as it is."""
+
+    weights: Positional[str]
+    """A registry name, a weight file of any known format, an https URL, or a RUN folder."""
+    out: Positional[str]
+    """The file to write."""
+    to: Literal["torchvision", "published", "safetensors", "timm", "detectron2", "lightly"]
+    """torchvision: .pth of a ResNet; published: the full checkpoint that the published code resumes; safetensors: as in
+    a RUN folder; timm: safetensors; detectron2: .pkl; lightly: Lightning checkpoint."""
+    overwrite: bool = False
+    """Replace a file that exists."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Export a backbone: as a program that runs without this package, or as a weight file for another one."""
+
+    weights: str
+    """A registry name, a weight file, an https URL, or a RUN folder."""
+    out: str
+    """The file to write."""
+    format: Literal["onnx", "torch-export", "torchscript", "safetensors", "torchvision", "timm", "detectron2"] = "onnx"
+    """onnx, torch-export (.pt2) and torchscript are programs for any number of images; the others hold the weights."""
+    image_size: int | None = None
+    """Side of the square input that a program takes; the weights' own unless told."""
+    overwrite: bool = False
+    """Replace a file that exists."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size is None or self.image_size >= 1, f"--image-size is {self.image_size}; it must be >= 1")

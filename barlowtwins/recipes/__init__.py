@@ -116,6 +116,8 @@ def resolve(config: PretrainConfig, *, channels: int, size: tuple[int, int] | No
     values: dict[str, Any] = {"channels": channels}
     values |= load_recipe(name)
     values |= {field: value for field in FIELDS if (value := getattr(config, field)) is not None}
+    if str(values.get("backbone")).startswith("timm:") and config.stem is None:
+        values["stem"] = "imagenet"  # a recipe's stem is for ResNets; those models have their own
     if "epochs" in values:
         values.setdefault("warmup_epochs", min(10.0, values["epochs"] / 10))
     if missing := [field for field in FIELDS if field not in values]:
