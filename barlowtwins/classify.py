@@ -36,7 +36,7 @@ from barlowtwins.evaluate.labelled import labels_within
 from barlowtwins.evaluate.scores import Scores, Tally
 from barlowtwins.files import atomic_write, sha256_of
 from barlowtwins.head import load_classifier
-from barlowtwins.shards import Shard, read_failures, read_features
+from barlowtwins.shards import SHARD_ROWS, Shard, read_failures, read_features
 
 __all__ = ["ClassifyResult", "classify"]
 
@@ -72,8 +72,12 @@ class ClassifyResult:
         return "\n".join(lines)
 
 
-def classify(config: ClassifyConfig) -> ClassifyResult:
+def classify(config: ClassifyConfig, *, shard_rows: int = SHARD_ROWS) -> ClassifyResult:
     """Label images with the classifier of a HEAD file, as `torch.hub.load(REPO, "resnet50", head=FILE)` does.
+
+    Args:
+        config: which images, which classifier, and where to.
+        shard_rows: rows that are saved at once: as many are lost at most when the process is killed.
 
     Raises:
         WeightsError: head or weights are missing or damaged, or do not belong together.
@@ -96,6 +100,7 @@ def classify(config: ClassifyConfig) -> ClassifyResult:
             "weights": classifier.weights.sha256,
             "images": source.fingerprint(),
             "precision": embedder.precision,
+            "shard_rows": shard_rows,
         }
         with open_job(str(parts), job, overwrite=config.overwrite, world=world):
             shards = make_shards(
@@ -105,6 +110,7 @@ def classify(config: ClassifyConfig) -> ClassifyResult:
                 world=world,
                 batch_size=config.batch_size,
                 workers=default_workers() if config.workers is None else config.workers,
+                shard_rows=shard_rows,
             )
             result = None
             if world.writes:

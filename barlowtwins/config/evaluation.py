@@ -66,6 +66,8 @@ class _LabelledConfig:
     """Start anew in a folder that holds another evaluation."""
     data_root: str | None = None
     """Where named data sets lie or are downloaded to."""
+    save_every: float = 300.0
+    """Seconds between checkpoints of a training in `out`: as many are lost at most when the process is killed."""
     max_bad: float = 0.01
     """Stop when more than this fraction of the training images cannot be read."""
     workers: int | None = None
@@ -79,6 +81,7 @@ class _LabelledConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.max_bad <= 1, f"--max-bad is {self.max_bad}; it is a fraction from 0 to 1")
+        require(self.save_every >= 0, f"--save-every is {self.save_every}; it must not be negative")
         require(self.workers is None or self.workers >= 0, f"--workers is {self.workers}; it must not be negative")
         require(0 <= self.seed < 2**63, f"--seed is {self.seed}; it must lie from 0 to 2**63 - 1")
         for name in ("epochs", "batch_size"):

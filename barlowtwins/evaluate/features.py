@@ -12,7 +12,7 @@ from barlowtwins.distributed import World
 from barlowtwins.embedder import Embedder, Rows, extract
 from barlowtwins.errors import ConfigError, DataError, StoppedEarly
 from barlowtwins.progress import Progress
-from barlowtwins.shards import Shard, embed_shards, plan_shards, read_features
+from barlowtwins.shards import SHARD_ROWS, Shard, embed_shards, plan_shards, read_features
 from barlowtwins.signals import StopSignals
 from barlowtwins.sources import Source
 
@@ -50,16 +50,23 @@ def extract_features(
 
 
 def make_shards(
-    source: Source, embedder: Embedder, folder: Path, *, world: World, batch_size: int = 64, workers: int = 0
+    source: Source,
+    embedder: Embedder,
+    folder: Path,
+    *,
+    world: World,
+    batch_size: int = 64,
+    workers: int = 0,
+    shard_rows: int = SHARD_ROWS,
 ) -> list[Shard]:
     """Embed a source into shards on the disk, the processes taking turns; those that are there are left as they are.
 
-    Args and Raises: as `extract_features`.
+    Args and Raises: as `extract_features`; `shard_rows` are saved at once.
 
     Returns:
         All shards, whose files in `folder` are there when this returns.
     """
-    shards = plan_shards(len(source))
+    shards = plan_shards(len(source), shard_rows)
     mine = shards[world.rank :: world.size]
     done = sum(len(shard.rows) for shard in mine if shard.path(folder).exists())
     total = sum(len(shard.rows) for shard in mine)

@@ -37,7 +37,6 @@ from barlowtwins.twins import plan_batches
 __all__ = ["Trained", "score", "train_classifier"]
 
 LOG_EVERY = 10  # steps
-SAVE_EVERY = 300.0  # seconds: as many are lost at most when the process is killed
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def train_classifier(
     precision: str = "fp32",
     max_bad: float = 0.01,
     folder: Path | None = None,
-    save_every: float = SAVE_EVERY,
+    save_every: float = 300.0,
 ) -> Trained:
     """Train `network.fc`, and the layers below it unless they are frozen, in place.
 

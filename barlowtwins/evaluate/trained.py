@@ -75,6 +75,7 @@ def evaluate_trained(
             precision=precision,
             max_bad=config.max_bad,
             folder=folder,
+            save_every=config.save_every,
         )
         scores = score(
             network, val, preprocessing=weights.preprocessing, world=world, workers=workers, precision=precision
