@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_a_file_that_is_there_is_kept_unless_told(head: Path, tmp_path: Path) ->
     images = tiny.write_images(tmp_path / "images", 2)
     out = tmp_path / "labels.csv"
     out.write_text("mine")
-    with pytest.raises(OutputError, match="exists already; .*--overwrite"):
+    with pytest.raises(OutputError, match=r"exists already; .*--overwrite"):
         classify(settings(images, head, out))
     assert out.read_text() == "mine"
     classify(settings(images, head, out, overwrite=True))
@@ -136,7 +137,9 @@ def test_a_file_that_is_there_is_kept_unless_told(head: Path, tmp_path: Path) ->
 def test_odd_file_names_stay_what_they_are(head: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    names = [b'com,ma "quoted".png', "süß 日本.png".encode(), b"not-utf8-\xff.png"]
+    names = [b'com,ma "quoted".png', "süß 日本.png".encode()]
+    if sys.platform == "linux":
+        names.append(b"not-utf8-\xff.png")
     for name in names:
         Image.new("RGB", (8, 8), "red").save(os.fsdecode(tmp_path / "x.png"))
         (tmp_path / "x.png").rename(os.fsdecode(os.path.join(os.fsencode(folder), name)))
@@ -160,7 +163,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_file(head: Path, tmp_path:
 
     stopper = threading.Thread(target=stop_after_two_shards)
     stopper.start()
-    with pytest.raises(StoppedEarly, match="SIGTERM after .* of 120 images; the same command goes on"):
+    with pytest.raises(StoppedEarly, match=r"SIGTERM after .* of 120 images; the same command goes on"):
         classify(config, shard_rows=8)
     stopper.join()
     kept = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.npz")}
