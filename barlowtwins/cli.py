@@ -51,6 +51,7 @@ COMMANDS = {
     "report": Command(config.ReportConfig, "barlowtwins.report:report"),
     "weights convert": Command(config.WeightsConvertConfig, "barlowtwins.convert:weights_convert"),
     "export": Command(config.ExportConfig, "barlowtwins.export:export"),
+    "map": Command(config.MapConfig, "barlowtwins.map:map"),
     "check": Command(config.CheckConfig, "barlowtwins.check:check"),
     "demo": Command(config.DemoConfig, "barlowtwins.demo:demo"),
 }

@@ -36,7 +36,7 @@ class MapConfig:
     clusters: int = 10
     """Number of clusters."""
     neighbours: int = 8
-    """Nearest neighbours that a click shows."""
+    """Nearest neighbours that a click shows; 0: none. Finding them takes most of the time of large maps."""
     thumbnails: float = 24.0
     """Megabytes of thumbnails at most; images beyond have none. 0: no thumbnails."""
     export: str | None = None
@@ -50,7 +50,7 @@ class MapConfig:
 
     def __post_init__(self) -> None:
         require(self.clusters >= 1, f"--clusters is {self.clusters}; it must be 1 or more")
-        require(self.neighbours >= 1, f"--neighbours is {self.neighbours}; it must be 1 or more")
+        require(self.neighbours >= 0, f"--neighbours is {self.neighbours}; it must not be negative")
         require(0 <= self.thumbnails <= 500, f"--thumbnails is {self.thumbnails}; it is megabytes from 0 to 500")
         require(self.workers is None or self.workers >= 0, f"--workers is {self.workers}; it must not be negative")
         require(0 <= self.seed < 2**32, f"--seed is {self.seed}; it must lie from 0 to 2**32 - 1")
