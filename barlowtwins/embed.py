@@ -114,7 +114,7 @@ def embed(config: EmbedConfig, *, shard_rows: int = SHARD_ROWS) -> EmbedResult:
     shards = plan_shards(len(source), shard_rows)
 
     with FolderLock(out), StopSignals() as stop:
-        sweep_partial(out, older_than=0)  # of dead processes, since the folder is locked
+        sweep_partial(out, older_than=float("-inf"))  # of dead processes, since the folder is locked
         if not _only_needs_tidying(out, job, config.format):
             _begin(out, job, overwrite=config.overwrite)
             _embed_missing(source, embedder, shards, config, stop)

@@ -18,11 +18,10 @@ from barlowtwins.embedder import Embedder, extract
 from barlowtwins.embeddings import is_embeddings, open_embeddings
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.evaluate.baselines import open_embedder
+from barlowtwins.evaluate.labelled import labels_of, labels_within
 from barlowtwins.sources import Source
 
 __all__ = ["LabelledFeatures", "open_feature_pair"]
-
-SOME = 5  # names that an error lists
 
 
 class LabelledFeatures(NamedTuple):
@@ -74,21 +73,20 @@ def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeat
         )
     if len(learned.classes) < 2:
         raise DataError(f"{learned.name} has one class, {learned.classes[0]}: there is nothing to tell apart")
-    places = _renumber(judged.name, judged.classes, learned.classes)
-    return learned, judged._replace(labels=places[judged.labels], classes=learned.classes)
+    return learned, judged._replace(labels=labels_within(learned.classes, judged), classes=learned.classes)
 
 
 def _check(sources: Mapping[str, Source], k: int) -> None:
     """Find what is wrong with the images before they are embedded, which may take long."""
     for source in sources.values():
-        _labels(source)
+        labels_of(source)
     learned, judged = sources.get("train"), sources.get("test")
     if learned is not None and k > len(learned):
         raise ConfigError(
             f"{k} neighbours are asked of a bank of {len(learned)} images; choose --k up to {len(learned)}"
         )
     if learned is not None and judged is not None:
-        _renumber(judged.name, judged.classes, learned.classes)
+        labels_within(learned.classes, judged)
 
 
 def _open_embedder(config: KNNConfig, sources: Sequence[Source]) -> Embedder:
@@ -100,7 +98,9 @@ def _embed(source: Source, embedder: Embedder, config: KNNConfig) -> LabelledFea
     features, good = extract(source, embedder, batch_size=config.batch_size, workers=workers, progress=True)
     network = (embedder.sha256, embedder.preprocessing.to_dict())
     unreadable = len(good) - int(good.sum())
-    return LabelledFeatures(source.name, features, _labels(source), source.classes, unreadable, embedder.name, network)
+    return LabelledFeatures(
+        source.name, features, labels_of(source), source.classes, unreadable, embedder.name, network
+    )
 
 
 def _read(folder: str) -> LabelledFeatures:
@@ -111,35 +111,11 @@ def _read(folder: str) -> LabelledFeatures:
     place = {name: number for number, name in enumerate(classes)}
     labels = np.fromiter((place.get(entry.label, -1) for entry in opened.index()), np.int64, meta["rows"])
     if missing := int((labels < 0).sum()):
-        raise _no_labels(folder, f"{missing:,} of its {len(labels):,} rows have none")
+        raise DataError(
+            f"{missing:,} of {len(labels):,} rows of {folder} have no label, which kNN needs: embed images that lie in "
+            "a folder for each class, or a list with a label a line"
+        )
     network = (meta["weights_sha256"], meta["preprocessing"])
     return LabelledFeatures(
         str(Path(folder)), opened.features, labels, classes, meta["failed"], meta["weights_name"], network
     )
-
-
-def _labels(source: Source) -> npt.NDArray[np.int64]:
-    if source.labels is None:
-        raise _no_labels(source.name, "")
-    return source.labels
-
-
-def _no_labels(name: str, which: str) -> DataError:
-    return DataError(
-        f"{name} has no labels{which and f' ({which})'}, which kNN needs: put the images of each class into a folder "
-        "of its own, or give a list with a label a line"
-    )
-
-
-def _renumber(name: str, classes: Sequence[str], known: Sequence[str]) -> npt.NDArray[np.int64]:
-    """For each of `classes` its number among those `known`, (K,)."""
-    if unknown := [label for label in classes if label not in known]:
-        raise DataError(
-            f"{len(unknown)} classes of {name} are not among those to learn ({_few(unknown)}); those are {_few(known)}"
-        )
-    place = {label: number for number, label in enumerate(known)}
-    return np.array([place[label] for label in classes], dtype=np.int64)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")

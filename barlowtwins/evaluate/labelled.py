@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,20 @@ import numpy.typing as npt
 from barlowtwins.data import Source, has_split, open_source
 from barlowtwins.errors import ConfigError, DataError
 
-__all__ = ["Labelled", "labels_within", "open_labelled", "open_pair"]
+__all__ = ["Labelled", "labels_of", "labels_within", "open_labelled", "open_pair"]
 
 SOME = 5  # names that an error lists
+
+
+class Labels(Protocol):
+    """What is asked for its labels: a source, or features that were made of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> npt.NDArray[np.int64] | None: ...
 
 
 class Labelled(NamedTuple):
@@ -53,13 +64,18 @@ def open_labelled(data: str, *, split: str, data_root: str | Path | None = None)
         DataError: they have no labels, or a single class.
     """
     source = open_source(data, split=split, data_root=data_root)
-    labels = _labels(source)
+    labels = labels_of(source)
     if len(source.classes) < 2:
         raise DataError(f"{source.name} has one class, {source.classes[0]}: there is nothing to tell apart")
     return Labelled(source, labels, source.classes)
 
 
-def _labels(source: Source) -> npt.NDArray[np.int64]:
+def labels_of(source: Labels) -> npt.NDArray[np.int64]:
+    """The labels, (N,) numbers into its classes.
+
+    Raises:
+        DataError: it has none.
+    """
     if source.labels is None:
         raise DataError(
             f"{source.name} has no labels, which an evaluation needs: put the images of each class into a folder of "
@@ -68,13 +84,13 @@ def _labels(source: Source) -> npt.NDArray[np.int64]:
     return source.labels
 
 
-def labels_within(classes: Sequence[str], source: Source) -> npt.NDArray[np.int64]:
+def labels_within(classes: Sequence[str], source: Labels) -> npt.NDArray[np.int64]:
     """The labels of `source` as numbers into `classes`.
 
     Raises:
         DataError: it has none, or some of other names.
     """
-    labels = _labels(source)
+    labels = labels_of(source)
     if unknown := [name for name in source.classes if name not in classes]:
         raise DataError(
             f"{len(unknown)} classes of {source.name} are not among those to learn ({_few(unknown)}); "
