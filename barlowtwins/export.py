@@ -173,9 +173,10 @@ def _compare(backbone: nn.Module, run: Program, preprocessing: Preprocessing) ->
         with torch.no_grad(), _quiet():
             expected, given = backbone(images), run(images)  # (n, F)
         scale = expected.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
-        largest = max(largest, ((given - expected).abs() / scale).max().item())
-    if not largest <= LARGEST_DIFFERENCE:  # nor NaN
-        raise WeightsError(f"the exported program gives other features (difference {largest:.2g}); nothing was written")
+        difference = ((given - expected).abs() / scale).max().item()
+        if not difference <= LARGEST_DIFFERENCE:  # nor NaN
+            raise WeightsError(f"the exported program gives other features ({difference:.2g}); nothing was written")
+        largest = max(largest, difference)
     return largest
 
 
