@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
     from barlowtwins.augment import TwinTransform as TwinTransform
     from barlowtwins.check import CheckResult as CheckResult, check as check
     from barlowtwins.config import (
+        AugmentConfig as AugmentConfig,
         CheckConfig as CheckConfig,
         DemoConfig as DemoConfig,
         EmbedConfig as EmbedConfig,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
     from barlowtwins.preprocess import Preprocessing as Preprocessing, preprocess as preprocess
     from barlowtwins.pretrain import PretrainResult as PretrainResult, pretrain as pretrain
     from barlowtwins.report import ReportResult as ReportResult, report as report
+    from barlowtwins.sheets import AugmentResult as AugmentResult, augment as augment
     from barlowtwins.tracking import Tracker as Tracker
     from barlowtwins.weights import (
         Weights as Weights,
@@ -90,8 +92,9 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
 _NAMES = {
     "augment": "TwinTransform",
     "check": "CheckResult check",
-    "config": "CheckConfig DemoConfig EmbedConfig KNNConfig MapConfig NeighboursConfig PretrainConfig ReportConfig "
-    "ExportConfig WeightsConvertConfig WeightsGetConfig WeightsListConfig WeightsShowConfig WeightsVerifyConfig",
+    "config": "AugmentConfig CheckConfig DemoConfig EmbedConfig KNNConfig MapConfig NeighboursConfig PretrainConfig "
+    "ReportConfig ExportConfig WeightsConvertConfig WeightsGetConfig WeightsListConfig WeightsShowConfig "
+    "WeightsVerifyConfig",
     "convert": "Conversion weights_convert",
     "data": "Source open_source",
     "demo": "DemoResult demo",
@@ -111,6 +114,7 @@ _NAMES = {
     "preprocess": "Preprocessing preprocess",
     "pretrain": "PretrainResult pretrain",
     "report": "ReportResult report",
+    "sheets": "AugmentResult augment",
     "tracking": "Tracker",
     "weights": "Weights load_backbone load_weights registry",
     "zoo": "weights_get weights_list weights_show weights_verify",

@@ -52,6 +52,7 @@ COMMANDS = {
     "weights convert": Command(config.WeightsConvertConfig, "barlowtwins.convert:weights_convert"),
     "export": Command(config.ExportConfig, "barlowtwins.export:export"),
     "map": Command(config.MapConfig, "barlowtwins.map:map"),
+    "augment": Command(config.AugmentConfig, "barlowtwins.sheets:augment"),
     "check": Command(config.CheckConfig, "barlowtwins.check:check"),
     "demo": Command(config.DemoConfig, "barlowtwins.demo:demo"),
 }

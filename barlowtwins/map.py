@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from barlowtwins.config import MapConfig
 from barlowtwins.device import default_workers
 from barlowtwins.embeddings import OK, Embeddings, IndexRow, open_embeddings
 from barlowtwins.errors import DataError, MissingExtraError
 from barlowtwins.files import atomic_write, write_text
-from barlowtwins.nearest import CHUNK, nearest
+from barlowtwins.nearest import CHUNK, chunks, unit_rows
 from barlowtwins.pages import base64_of, json_block, page, shipped
 from barlowtwins.progress import Progress, say
 from barlowtwins.projection import cluster, project
@@ -30,6 +31,7 @@ from barlowtwins.thumbnails import Sheets, images_of, sheets
 __all__ = ["MapResult", "map"]
 
 EDGE = 0.002  # of the points at each end of an axis may lie outside of the first view
+QUERIES = 256  # rows whose neighbours are looked for at once
 METHODS = {"pca": "principal components", "tsne": "t-SNE", "umap": "UMAP"}
 
 
@@ -115,15 +117,14 @@ def _neighbours(features: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[
     if k < 1:
         return np.empty((n, 0), np.int64), np.empty((n, 0), np.float32)
     found, near = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
+    unit = torch.cat([unit_rows(block)[0] for _, block in chunks(features, CHUNK, torch.device("cpu"))])  # (N, D)
     with Progress(n, desc="neighbours", unit="row") as progress:
-        for start in range(0, n, CHUNK):
-            queries = features[start : start + CHUNK]
-            similarity, rows = (part.numpy() for part in nearest(features, queries, k + 1))  # (q, K + 1)
-            own = rows == np.arange(start, start + len(queries))[:, None]
-            own[~own.any(1), -1] = True  # so many equal ones that the row itself is not among them: leave out the last
-            found[start : start + len(queries)] = rows[~own].reshape(-1, k)
-            near[start : start + len(queries)] = similarity[~own].reshape(-1, k)
-            progress.update(len(queries))
+        for start in range(0, n, QUERIES):
+            similarity = unit[start : start + QUERIES] @ unit.T  # (q, N)
+            similarity.diagonal(start).fill_(-torch.inf)  # nobody is a neighbour of itself
+            values, rows = similarity.topk(k)  # (q, K); of equals whichever: for looking at, that will do
+            found[start : start + len(rows)], near[start : start + len(rows)] = rows.numpy(), values.numpy()
+            progress.update(len(rows))
     return found, near
 
 

@@ -9,16 +9,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from barlowtwins.config import NeighboursConfig
 from barlowtwins.embedder import load_embedder
 from barlowtwins.embeddings import OK, Embeddings, open_embeddings
 from barlowtwins.errors import DataError, UsageError, WeightsError
+from barlowtwins.images import Unreadable, read_image
 from barlowtwins.nearest import nearest
 from barlowtwins.preprocess import Preprocessing
 from barlowtwins.printing import table
+from barlowtwins.sheets import Tile, draw_sheet, require_picture, write_sheet
+from barlowtwins.thumbnails import images_of
 
 __all__ = ["Neighbour", "NeighboursResult", "neighbours"]
+
+ACROSS = 6  # pictures a row of a sheet
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,11 @@ def neighbours(config: NeighboursConfig) -> NeighboursResult:
     Raises:
         DataError: no EMB folder, or an image that cannot be read.
         UsageError: there is no such row.
+        OutputError: the picture cannot be written.
         WeightsError: the weights that made the rows are not where they were, or have changed.
     """
+    if config.sheet:
+        require_picture(config.sheet)
     opened = open_embeddings(config.embeddings)
     usable = opened.meta["rows"] - opened.meta["failed"]
     if config.query.isdecimal() and not Path(config.query).exists():
@@ -77,9 +86,33 @@ def neighbours(config: NeighboursConfig) -> NeighboursResult:
     found.pop(own, None)
     nearest_rows = list(found)[: config.k]
     entries = {entry.row: entry for entry in opened.index() if entry.row in found}
-    return NeighboursResult(
+    result = NeighboursResult(
         name, tuple(Neighbour(row, entries[row].path, entries[row].label, found[row]) for row in nearest_rows)
     )
+    if config.sheet:
+        write_sheet(config.sheet, _sheet(result, opened, own, config))
+    return result
+
+
+def _sheet(result: NeighboursResult, opened: Embeddings, own: int, config: NeighboursConfig) -> Image.Image:
+    """The query and its neighbours as pictures, with cosine, label and path under each.
+
+    Raises:
+        DataError: the images are not where they were.
+    """
+    source = images_of(opened, config.data_root)
+    if source is None:
+        raise DataError(f"the images of {opened.meta['data']}, for --sheet, are not at hand; --data-root says where")
+    query = source.read(own) if own >= 0 else read_image(config.query)
+    tiles = [Tile(_picture(query), ("query", Path(result.query).name), marked=True)]
+    for found in result.neighbours:
+        words = (f"{found.cosine:.3f}", *([found.label] if found.label else []), Path(found.path).name)
+        tiles.append(Tile(_picture(source.read(found.row)), words))
+    return draw_sheet([tiles[i : i + ACROSS] for i in range(0, len(tiles), ACROSS)])
+
+
+def _picture(image: Image.Image | Unreadable) -> Image.Image | None:
+    return None if isinstance(image, Unreadable) else image
 
 
 def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str]:

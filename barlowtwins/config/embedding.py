@@ -61,6 +61,10 @@ class NeighboursConfig:
     """An image file, or a row number."""
     k: int = 10
     """Neighbours to show."""
+    sheet: str | None = None
+    """A PNG, JPEG or WebP file for a picture of the query and its neighbours."""
+    data_root: str | None = None
+    """Where named data sets lie, for the picture."""
 
     def __post_init__(self) -> None:
         require(self.k >= 1, f"--k is {self.k}; it must be 1 or more")
