@@ -60,7 +60,7 @@ setup(
         "torch>=2.8",
         "torchvision>=0.23",
         "requests>=2.28",
-        "pillow>=10",
+        "pillow>=10.1",
         "numpy>=1.26",
         "safetensors>=0.4.3",
         "tomli>=2.0; python_version < '3.11'",

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from barlowtwins.images import FORMATS, Unreadable, read_image
 
-AVIF = ["avif"] if features.check("avif") else []
+AVIF = ["avif"] if "AVIF" in FORMATS else []
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -275,6 +276,7 @@ class TestUnusual:
             assert abs(got[y, x] - upright[y, x]).max() <= 12, (y, x)
         assert isinstance(image, Image.Image) and 0x0112 not in image.getexif()
 
+    @pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 11, reason="this Pillow does not look for it in WebP")
     def test_xmp_orientation(self) -> None:
         xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
         assert pixels(read_image(encode(picture(), "WEBP", xmp=xmp))).shape == (37, 23, 3)
