@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +89,14 @@ def evaluate_semi(config: SemiConfig) -> EvaluationResult:
         return evaluate_trained("semi", config, protocol, some, val, weights, world=world, draw=draw.how)
 
 
-def draw_fraction(train: Labelled, percent: str, *, seed: int, cache: Path) -> Draw:
+def draw_fraction(
+    train: Labelled,
+    percent: str,
+    *,
+    seed: int,
+    cache: Path,
+    lists: Mapping[float, PublishedList] = IMAGENET_LISTS,
+) -> Draw:
     """Choose the images whose labels are used.
 
     Args:
@@ -96,6 +104,7 @@ def draw_fraction(train: Labelled, percent: str, *, seed: int, cache: Path) -> D
         percent: a number, or the path of a text file with an image a line.
         seed: of a draw.
         cache: where published lists are kept.
+        lists: those of ImageNet, by percentage.
 
     Raises:
         UsageError: neither a number from 0 to 100 nor a file.
@@ -111,9 +120,9 @@ def draw_fraction(train: Labelled, percent: str, *, seed: int, cache: Path) -> D
         value = -1.0
     if not 0 < value <= 100:
         raise UsageError(f"--percent is {percent!r}; it must be a number from 0 to 100, or a file that lists images")
-    if value in IMAGENET_LISTS and is_imagenet(train.source):
-        indices = listed_images(train.source, fetch_list(IMAGENET_LISTS[value], cache))
-        return Draw(indices, {"list": IMAGENET_LISTS[value].url, "images": len(indices)})
+    if value in lists and is_imagenet(train.source):
+        indices = listed_images(train.source, fetch_list(lists[value], cache))
+        return Draw(indices, {"list": lists[value].url, "images": len(indices)})
     count = max(len(train.classes), round(len(train.source) * value / 100))
     indices = balanced_draw(train.labels, min(count, len(train.source)), seed=seed)
     return Draw(indices, {"percent": value, "images": len(indices), "seed": seed})
