@@ -19,6 +19,7 @@ EXTRAS = {
     "fast": ["opencv-python-headless>=4.8", "simplejpeg>=1.7"],
     "onnx": ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"],
     "report": ["matplotlib>=3.8"],
+    "eval": ["scikit-learn>=1.4"],
     "map": ["scikit-learn>=1.4", "umap-learn>=0.5.6"],
     "parquet": ["pyarrow>=15"],
     "shards": ["webdataset>=0.2.86"],
@@ -38,6 +39,8 @@ EXTRAS["test"] = [
     "ruff>=0.9",
     "scikit-learn>=1.4",
     "setuptools>=70.1",  # the tests build a wheel without the network
+    *EXTRAS["onnx"],  # what is exported is compared in ONNX Runtime and in timm
+    *EXTRAS["timm"],
 ]
 
 setup(

@@ -126,10 +126,10 @@ def _our_momentum(optimizer: Any, record: Mapping[str, Any], path: Path) -> tupl
         mu = found.get(index)
         if not isinstance(mu, Tensor) or mu.shape != parameter.shape:
             what = f"shape {tuple(mu.shape)}" if isinstance(mu, Tensor) else "none"
+            network = f"{record['backbone']} ({record['stem']} stem) + {record['projector']}"
             raise CheckpointError(
                 f"cannot go on from {path}: the momentum of parameter {index} has {what} instead of "
-                f"{tuple(parameter.shape)}; its network is not {record['backbone']} + {record['projector']} (to start "
-                "from its weights alone: --init)"
+                f"{tuple(parameter.shape)}; its network is not {network} (to start from its weights alone: --init)"
             )
     lr = [group.get("lr") for group in optimizer.get("param_groups", ())]
     theirs = lr[1] / lr[0] if len(lr) == 2 and all(isinstance(each, float) and each > 0 for each in lr) else BIAS_RATIO

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from training import log, tiny
 from weight_files import (
     TINY,
     backbone_state,
@@ -34,6 +35,7 @@ from barlowtwins.errors import CheckpointError, OutputError, WeightsError
 from barlowtwins.loss import barlow_twins_loss
 from barlowtwins.model import BarlowTwins, build_backbone
 from barlowtwins.optim import build_optimizer
+from barlowtwins.pretrain import pretrain
 from barlowtwins.published import published_checkpoint as to_published, read_published
 from barlowtwins.resume import restore
 from barlowtwins.weights import load_weights
@@ -329,3 +331,27 @@ def test_a_file_that_is_there_stays_unless_told(tmp_path: Path, capsys: pytest.C
     assert said["format"] == "torchvision" and said["sha256"] == sha256(out.read_bytes())
     assert main([*words[:-4], "--to", "onnx"]) == 2
     assert set(get_args(get_type_hints(WeightsConvertConfig)["to"])) == set(WRITERS)
+
+
+def test_pretraining_goes_on_from_a_published_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of 3 epochs, of which the published code did one; then the same RUN goes on by itself."""
+    torch.manual_seed(0)
+    model = BarlowTwins(TINY, "32-32")
+    optimizer = PublishedLARS(_published_groups(model), lr=0.1, weight_decay=WEIGHT_DECAY)
+    _published_step(model, optimizer, [torch.randn(16, 3, 32, 32) for _ in range(2)], 16)
+    state = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
+    path = _write(tmp_path / "checkpoint.pth", {"epoch": 1, "model": state, "optimizer": optimizer.state_dict()})
+    run = {"optimizer": "lars", "stem": "imagenet", "knn_every": 0, "report_every": 0}
+    with pytest.raises(CheckpointError, match="is cut short or no checkpoint"):
+        pretrain(tiny(tmp_path / "a", **run, resume=str(_write(tmp_path / "w.pth", BACKBONE))))
+    done = pretrain(tiny(tmp_path / "a", **run, resume=str(path), max_steps=6))
+    assert done.step == 6 and "resuming at step 4" in (said := capsys.readouterr().err) and "after 1 epochs" in said
+    assert [entry["step"] for entry in log(tmp_path / "a")] == [5, 6]
+    assert pretrain(tiny(tmp_path / "a", **run)).step == 12
+
+    begun = pretrain(tiny(tmp_path / "b", **run, init=str(path), max_steps=0))
+    assert begun.step == 0
+    loaded = load_weights(tmp_path / "b", full=True)
+    assert loaded.projector is not None
+    whole = {f"backbone.{key}": tensor for key, tensor in loaded.backbone.items()} | loaded.projector
+    assert equal(whole, model.state_dict())
