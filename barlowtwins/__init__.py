@@ -17,17 +17,23 @@ from barlowtwins.version import __version__ as __version__
 if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test compares the two
     from barlowtwins.augment import TwinTransform as TwinTransform
     from barlowtwins.check import CheckResult as CheckResult, check as check
+    from barlowtwins.classify import ClassifyResult as ClassifyResult, classify as classify
     from barlowtwins.config import (
         AugmentConfig as AugmentConfig,
         CheckConfig as CheckConfig,
+        ClassifyConfig as ClassifyConfig,
         DemoConfig as DemoConfig,
         EmbedConfig as EmbedConfig,
         ExportConfig as ExportConfig,
+        FinetuneConfig as FinetuneConfig,
         KNNConfig as KNNConfig,
+        LinearConfig as LinearConfig,
         MapConfig as MapConfig,
         NeighboursConfig as NeighboursConfig,
         PretrainConfig as PretrainConfig,
         ReportConfig as ReportConfig,
+        SemiConfig as SemiConfig,
+        SVMConfig as SVMConfig,
         WeightsConvertConfig as WeightsConvertConfig,
         WeightsGetConfig as WeightsGetConfig,
         WeightsListConfig as WeightsListConfig,
@@ -37,6 +43,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
     from barlowtwins.convert import Conversion as Conversion, weights_convert as weights_convert
     from barlowtwins.data import Source as Source, open_source as open_source
     from barlowtwins.demo import DemoResult as DemoResult, demo as demo
+    from barlowtwins.detection import detection_backbone as detection_backbone
     from barlowtwins.embed import EmbedResult as EmbedResult, embed as embed
     from barlowtwins.embedder import Embedder as Embedder
     from barlowtwins.errors import (
@@ -53,8 +60,26 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         UsageError as UsageError,
         WeightsError as WeightsError,
     )
-    from barlowtwins.evaluate import KNNResult as KNNResult, evaluate_knn as evaluate_knn
+    from barlowtwins.evaluate import (
+        EvaluationResult as EvaluationResult,
+        KNNResult as KNNResult,
+        Scores as Scores,
+        SVMResult as SVMResult,
+        evaluate_finetune as evaluate_finetune,
+        evaluate_knn as evaluate_knn,
+        evaluate_linear as evaluate_linear,
+        evaluate_semi as evaluate_semi,
+        evaluate_svm as evaluate_svm,
+        fit_head as fit_head,
+    )
     from barlowtwins.export import ExportResult as ExportResult, export as export
+    from barlowtwins.head import (
+        Classifier as Classifier,
+        Head as Head,
+        load_classifier as load_classifier,
+        load_head as load_head,
+        save_head as save_head,
+    )
     from barlowtwins.hub import (
         barlow_twins as barlow_twins,
         embedder as embedder,
@@ -92,9 +117,10 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
 _NAMES = {
     "augment": "TwinTransform",
     "check": "CheckResult check",
-    "config": "AugmentConfig CheckConfig DemoConfig EmbedConfig KNNConfig MapConfig NeighboursConfig PretrainConfig "
-    "ReportConfig ExportConfig WeightsConvertConfig WeightsGetConfig WeightsListConfig WeightsShowConfig "
-    "WeightsVerifyConfig",
+    "classify": "ClassifyResult classify",
+    "config": "AugmentConfig CheckConfig ClassifyConfig DemoConfig EmbedConfig ExportConfig FinetuneConfig KNNConfig "
+    "LinearConfig MapConfig NeighboursConfig PretrainConfig ReportConfig SVMConfig SemiConfig WeightsConvertConfig "
+    "WeightsGetConfig WeightsListConfig WeightsShowConfig WeightsVerifyConfig",
     "convert": "Conversion weights_convert",
     "data": "Source open_source",
     "demo": "DemoResult demo",
@@ -103,7 +129,10 @@ _NAMES = {
     "errors": "BarlowTwinsError CheckpointError ConfigError DataError DownloadError MissingExtraError OutputError "
     "RunLockedError StoppedEarly TrainingError UsageError WeightsError",
     "export": "ExportResult export",
-    "evaluate": "KNNResult evaluate_knn",
+    "detection": "detection_backbone",
+    "evaluate": "EvaluationResult KNNResult SVMResult Scores evaluate_finetune evaluate_knn evaluate_linear "
+    "evaluate_semi evaluate_svm fit_head",
+    "head": "Classifier Head load_classifier load_head save_head",
     "hub": "barlow_twins embedder resnet18 resnet50",
     "images": "Unreadable read_image",
     "loss": "BarlowTwinsLoss barlow_twins_loss cross_correlation",

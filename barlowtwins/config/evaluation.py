@@ -27,6 +27,10 @@ class KNNConfig:
     """Numbers of neighbours."""
     temperature: float = 0.07
     """Votes are weighted by exp(cosine / temperature)."""
+    shots: tuple[int, ...] = ()
+    """Few-shot: also classify by a bank of only so many images a class, for each of these numbers."""
+    tries: int = 5
+    """Draws of each such bank, whose mean and standard deviation are reported."""
     out: str | None = None
     """A folder for results.json."""
     data_root: str | None = None
@@ -40,11 +44,13 @@ class KNNConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the network."""
     seed: int = 0
-    """Seed of the "random" baseline's weights."""
+    """Seed of the "random" baseline's weights, and of few-shot draws."""
 
     def __post_init__(self) -> None:
         require(len(self.k) > 0 and min(self.k) >= 1, f"--k is {self.k}; each must be 1 or more")
         require(self.temperature > 0, f"--temperature is {self.temperature}; it must be > 0")
+        require(all(n >= 1 for n in self.shots), f"--shots is {self.shots}; each must be 1 or more")
+        require(self.tries >= 1, f"--tries is {self.tries}; it must be 1 or more")
         require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; it must be 1 or more")
 
 

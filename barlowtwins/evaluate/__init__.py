@@ -1,7 +1,29 @@
-"""How good the features are: k nearest neighbours."""
+"""How good the features are, by every protocol of the paper: neighbours, linear probes, few labels, fine-tuning."""
 
 from __future__ import annotations
 
+from barlowtwins.evaluate.fewshot import FewShot
+from barlowtwins.evaluate.finetune import evaluate_finetune
 from barlowtwins.evaluate.knn import Accuracy, KNNResult, evaluate_knn, knn_accuracy, knn_predict
+from barlowtwins.evaluate.linear import evaluate_linear, fit_head
+from barlowtwins.evaluate.results import EvaluationResult
+from barlowtwins.evaluate.scores import Scores
+from barlowtwins.evaluate.semi import evaluate_semi
+from barlowtwins.evaluate.svm import SVMResult, evaluate_svm
 
-__all__ = ["Accuracy", "KNNResult", "evaluate_knn", "knn_accuracy", "knn_predict"]
+__all__ = [
+    "Accuracy",
+    "EvaluationResult",
+    "FewShot",
+    "KNNResult",
+    "SVMResult",
+    "Scores",
+    "evaluate_finetune",
+    "evaluate_knn",
+    "evaluate_linear",
+    "evaluate_semi",
+    "evaluate_svm",
+    "fit_head",
+    "knn_accuracy",
+    "knn_predict",
+]

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from barlowtwins.config import KNNConfig
 from barlowtwins.device import resolve_device
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.evaluate.feature_pair import open_feature_pair
+from barlowtwins.evaluate.fewshot import FewShot, few_shot_accuracy
 from barlowtwins.evaluate.job import write_results
 from barlowtwins.nearest import CHUNK, Features, chunks, nearest, place_of
 from barlowtwins.printing import table
@@ -206,6 +208,8 @@ class KNNResult:
     """What made the features."""
     temperature: float
     seconds: float
+    few_shot: tuple[FewShot, ...] = ()
+    """With only so many images a class in the bank, and the first of the numbers of neighbours, or as many as fit."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON knows them."""
@@ -215,9 +219,17 @@ class KNNResult:
         """What a person is told."""
         unreadable = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
         rows = [[str(k), f"{self.accuracy[k]:.2f} %", f"{self.top5[k]:.2f} %"] for k in self.accuracy]
-        return (
-            f"{self.n_val:,} images among {self.n_train:,} of {self.classes} classes{unreadable}; "
-            f"features: {self.weights} ({self.seconds:.1f} s)\n{table(rows, ['k', 'kNN top-1', 'top-5'])}"
+        few = [
+            f"{each.shots} images a class: {each.mean:.2f} +- {each.deviation:.2f} % ({len(each.accuracies)} draws)"
+            for each in self.few_shot
+        ]
+        return "\n".join(
+            [
+                f"{self.n_val:,} images among {self.n_train:,} of {self.classes} classes{unreadable}; "
+                f"features: {self.weights} ({self.seconds:.1f} s)",
+                table(rows, ["k", "kNN top-1", "top-5"]),
+                *few,
+            ]
         )
 
 
@@ -235,17 +247,31 @@ def evaluate_knn(config: KNNConfig) -> KNNResult:
     """
     started = time.monotonic()
     bank, queries = open_feature_pair(config)
-    with Progress(len(queries.labels), desc="kNN") as progress:
-        found = knn_accuracy(
-            bank.features,
-            bank.labels,
+
+    def accuracies(k: tuple[int, ...], bar: Progress, rows: npt.NDArray[np.int64] | None = None) -> dict[int, Accuracy]:
+        """By a bank of all images, or of some."""
+        return knn_accuracy(
+            bank.features if rows is None else bank.features[rows],
+            bank.labels if rows is None else bank.labels[rows],
             queries.features,
             queries.labels,
-            k=config.k,
+            k=k,
             temperature=config.temperature,
             num_classes=len(bank.classes),
             device=resolve_device(config.device),
-            after_chunk=progress.update,
+            after_chunk=bar.update,
+        )
+
+    def few(drawn: npt.NDArray[np.int64]) -> float:
+        k = min(config.k[0], len(drawn))
+        return accuracies((k,), bar, readable[drawn])[k].top1
+
+    with Progress(len(queries.labels) * (1 + config.tries * len(config.shots)), desc="kNN") as bar:
+        found = accuracies(config.k, bar)
+        readable = _readable_rows(bank.features) if config.shots else np.empty(0, np.int64)
+        few_shot = tuple(
+            few_shot_accuracy(few, bank.labels[readable], shots=shots, tries=config.tries, seed=config.seed)
+            for shots in config.shots
         )
     result = KNNResult(
         accuracy={k: accuracy.top1 for k, accuracy in found.items()},
@@ -257,7 +283,14 @@ def evaluate_knn(config: KNNConfig) -> KNNResult:
         weights=bank.weights,
         temperature=config.temperature,
         seconds=time.monotonic() - started,
+        few_shot=few_shot,
     )
     if config.out is not None:
         write_results(Path(config.out), asdict(config), result)
     return result
+
+
+def _readable_rows(features: Features) -> npt.NDArray[np.int64]:
+    """The rows (m,) without NaN; of a memory-mapped array a block at a time."""
+    finite = [block.isfinite().all(1) for _, block in chunks(features, CHUNK, torch.device("cpu"))]
+    return np.flatnonzero(torch.cat(finite).numpy())
