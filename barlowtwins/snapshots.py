@@ -101,7 +101,7 @@ def list_snapshots(folder: Path) -> list[Path]:
 def load_snapshot(path: Path) -> Snapshot | None:
     """Read a snapshot; None if the file is none, or is damaged: a report can do without."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             values = {field.name: arrays[field.name] for field in dataclasses.fields(Snapshot)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

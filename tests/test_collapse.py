@@ -1,0 +1,62 @@
+"""Effective rank and feature deviation against their definitions, and what is said of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from barlowtwins.collapse import effective_rank, feature_deviation, judge, singular_values
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
+def test_effective_rank_is_the_exponential_of_the_entropy_of_the_singular_values(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=shape) @ np.diag(np.linspace(0.1, 3, shape[1]))
+    s = np.linalg.svd(x, compute_uv=False)
+    p = s / s.sum()
+
+    np.testing.assert_allclose(singular_values(x), s, rtol=1e-6)
+    assert effective_rank(x) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+
+
+def test_effective_rank_counts_directions() -> None:
+    assert effective_rank(np.eye(9)) == pytest.approx(9, rel=1e-4)  # all alike
+    assert effective_rank(np.outer(np.arange(1, 8), np.ones(5))) == pytest.approx(1, abs=1e-3)  # one
+    assert effective_rank(np.zeros((4, 3))) == 1  # none
+
+
+def test_feature_deviation_is_1_where_rows_point_everywhere_and_0_where_they_point_one_way() -> None:
+    x = np.random.default_rng(0).normal(size=(5000, 64))
+
+    assert feature_deviation(x) == pytest.approx(1, abs=0.01)
+    assert feature_deviation(x[:1].repeat(10, 0) * np.arange(1, 11)[:, None]) == pytest.approx(0, abs=1e-7)
+    assert feature_deviation(x + 3) < 0.5  # a common part
+
+
+def record(rank: float, deviation: float = 0.8) -> dict[str, float]:
+    return {"effective_rank": rank, "rank_limit": 500, "feature_deviation": deviation}
+
+
+@pytest.mark.parametrize(
+    ("seen", "level", "words"),
+    [
+        ([], "none", "Not looked at"),
+        ([record(90), record(120)], "good", "No collapse"),
+        ([record(90), record(80, deviation=0.01)], "bad", "Collapsed"),
+        ([record(90), record(2.5)], "bad", "Dimensional collapse"),
+        ([record(120), record(50)], "watch", "Shrinking: the effective rank was 120.0"),
+    ],
+)
+def test_a_collapse_is_said_in_words(seen: list[dict[str, float]], level: str, words: str) -> None:
+    verdict = judge([{"loss": 3.0}, *seen, {"loss": 2.0}])
+
+    assert verdict.level == level
+    assert verdict.words.startswith(words)
+
+
+def test_a_collapsed_network_is_seen_as_such() -> None:
+    rng = np.random.default_rng(0)
+    same = np.ones((64, 32)) + 1e-3 * rng.normal(size=(64, 32))
+    few = rng.normal(size=(64, 2)) @ rng.normal(size=(2, 32))
+    for features, words in ((same, "Collapsed"), (few, "Dimensional"), (rng.normal(size=(64, 32)), "No collapse")):
+        seen = record(effective_rank(features), feature_deviation(features)) | {"rank_limit": 32}
+        assert judge([seen]).words.startswith(words)

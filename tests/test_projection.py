@@ -1,0 +1,64 @@
+"""Points of a plane and clusters, against other ways to compute them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from barlowtwins.projection import cluster, pca, project
+
+
+def blobs(n: int = 300, d: int = 24, kinds: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    kind = np.arange(n) % kinds
+    return (rng.normal(size=(kinds, d))[kind] + 0.1 * rng.normal(size=(n, d))).astype(np.float32), kind
+
+
+def test_pca_is_that_of_unit_length_rows() -> None:
+    x, _ = blobs()
+    x *= np.random.default_rng(1).uniform(0.1, 50, (len(x), 1)).astype(np.float32)  # lengths do not count
+    expected = PCA(4, svd_solver="full").fit_transform(x / np.linalg.norm(x, axis=1, keepdims=True))
+
+    np.testing.assert_allclose(np.abs(pca(x, 4)), np.abs(expected), atol=1e-5)
+    np.testing.assert_array_equal(pca(x, 4), pca(x, 4))
+    assert pca(x[:, :1], 2).shape == (300, 1)
+
+
+def test_clusters_are_found_and_numbered_by_size() -> None:
+    x, kind = blobs()
+    x, kind = x[kind != 2][:150], kind[kind != 2][:150]
+    x, kind = np.concatenate([x, x[kind == 1][:40]]), np.concatenate([kind, np.ones(40, int)])
+    found = cluster(x, 2, seed=3)
+
+    np.testing.assert_array_equal(found, (kind == 0).astype(int))  # kind 1 is larger, so it is cluster 0
+    np.testing.assert_array_equal(found, cluster(x, 2, seed=3))
+
+
+def test_fewer_different_rows_than_clusters() -> None:
+    assert set(cluster(np.ones((7, 3), np.float32), 5).tolist()) == {0}
+    assert len(cluster(np.eye(3, dtype=np.float32), 10)) == 3
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+@pytest.mark.filterwarnings("ignore")  # of foreign libraries
+def test_every_method_keeps_kinds_apart(method: str) -> None:
+    if method == "umap":
+        pytest.importorskip("umap", reason="umap-learn is not installed (extra map)")
+    x, kind = blobs(90)
+    points = project(x, method, seed=0)
+
+    assert points.shape == (90, 2)
+    assert points.dtype == np.float32
+    centres = np.stack([points[kind == k].mean(0) for k in range(3)])
+    distance = np.linalg.norm(points[:, None] - centres, axis=-1)  # (90, 3)
+    assert (distance.argmin(1) == kind).mean() > 0.95
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_few_points(n: int, method: str) -> None:
+    points = project(np.eye(6, dtype=np.float32)[:n], method)
+
+    assert points.shape == (n, 2)
+    assert np.isfinite(points).all()
