@@ -18,7 +18,7 @@ from barlowtwins.model import BarlowTwins
 from barlowtwins.progress import say
 from barlowtwins.twins import TwinBatch
 
-__all__ = ["TrainingBatch", "is_out_of_memory", "require_finite", "require_readable"]
+__all__ = ["TrainingBatch", "is_out_of_memory", "require_finite", "require_finite_weights", "require_readable"]
 
 NO_MEMORY = ("can't allocate memory", "not enough memory")  # in the words of torch's CPU allocator
 
@@ -90,6 +90,21 @@ def _evidence(loss: Tensor, model: BarlowTwins, batch: TwinBatch) -> dict[str, A
             for y in (batch.y1, batch.y2)
         ],
     }
+
+
+def require_finite_weights(model: BarlowTwins, step: int) -> None:
+    """Let nothing be saved that cannot be gone on from: finite gradients, too, can make an update overflow.
+
+    Raises:
+        TrainingError: the network holds a number that is not finite.
+    """
+    named = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in named.values()]).tolist()  # (number of tensors,)
+    if bad := [name for name, good in zip(named, finite, strict=True) if not good]:
+        raise TrainingError(
+            f"{len(bad)} tensors of the network, {bad[0]} first, are not finite after step {step}: not saved. "
+            "Go on from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change)"
+        )
 
 
 def require_readable(batch: TrainingBatch, unreadable: set[int], most: float, world: World) -> set[int]:

@@ -26,7 +26,7 @@ from barlowtwins.data import Source, open_source
 from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
 from barlowtwins.distributed import World, open_world
 from barlowtwins.errors import ConfigError, StoppedEarly, TrainingError
-from barlowtwins.guards import is_out_of_memory, require_finite, require_readable
+from barlowtwins.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
 from barlowtwins.journal import Journal
 from barlowtwins.lock import FolderLock
 from barlowtwins.microbatch import micro_batched_backward
@@ -224,6 +224,7 @@ def _train(
     def save(*, last_chance: bool = False) -> None:
         if journal:
             with journal.pause():
+                require_finite_weights(model, step)
                 saver.save(
                     Checkpoint(
                         step,

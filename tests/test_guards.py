@@ -14,7 +14,7 @@ from barlowtwins.augment import TwinTransform
 from barlowtwins.data import open_source
 from barlowtwins.distributed import World
 from barlowtwins.errors import TrainingError
-from barlowtwins.guards import is_out_of_memory, require_finite, require_readable
+from barlowtwins.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
 from barlowtwins.images import Unreadable
 from barlowtwins.model import BarlowTwins
 from barlowtwins.twins import Rows, TwinBatch, TwinReader
@@ -105,6 +105,15 @@ def test_a_full_disk_does_not_hide_the_reason(tmp_path: Path) -> None:
     model, loss = trained()
     with full_disk(10), pytest.raises(TrainingError, match=r"the loss is inf.*no space left to write .*report\.json"):
         check(model, loss * float("inf"), tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("name", ["backbone.bn1.running_var", "projector.3.weight", "bn.running_mean"])
+def test_a_network_that_is_not_finite_is_not_saved(name: str) -> None:
+    model = trained()[0]
+    require_finite_weights(model, 7)
+    model.state_dict()[name].flatten()[-1] = float("inf")
+    with pytest.raises(TrainingError, match=rf"1 tensors of the network, {name} first, are not finite after step 7"):
+        require_finite_weights(model, 7)
 
 
 # Images ---------------------------------------------------------------------------------------------------------------

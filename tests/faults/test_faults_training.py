@@ -113,10 +113,11 @@ def test_a_second_interrupt_does_not_wait_for_a_slow_disk(nursery: Nursery, tmp_
     assert partials(run) == []
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(25, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_leave_no_trace(nursery: Nursery, tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(("kills", "epochs"), [(4, 8), pytest.param(25, 60, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_leave_no_trace(nursery: Nursery, tmp_path: Path, kills: int, epochs: int) -> None:
     run, rng = tmp_path / "run", random.Random(kills)
-    config = tiny(run, **LONG, checkpoint_every=1)  # so that many a kill meets a save
+    config = tiny(run, **{**LONG, "epochs": epochs}, checkpoint_every=1)  # so that many a kill meets a save
+    killed = 0
     for number in range(kills):
         done = list_checkpoints(run)[-1:]
         child = nursery.start(*words(config), "--workers", str(number % 2), log=tmp_path / "log")
@@ -126,9 +127,14 @@ def test_kills_at_random_moments_leave_no_trace(nursery: Nursery, tmp_path: Path
             wait_until(lambda done=done: list_checkpoints(run)[-1:] != done)  # type: ignore[misc]
             time.sleep(rng.uniform(0, 0.1))
         child.send_to_all(signal.SIGKILL)
-        assert child.wait() in (-9, 0), child.output()
+        code = child.wait()
+        assert code in (-9, 0), child.output()
+        killed += code == -9
+        if code == 0:  # on a fast machine there is not enough to do
+            break
+    assert killed >= min(kills, 2)
     pretrain(config)
-    assert outcome(run) == uninterrupted(**LONG)
+    assert outcome(run) == uninterrupted(**{**LONG, "epochs": epochs})
     assert partials(run) == []
     assert "warning" not in (tmp_path / "log").read_text()
 
@@ -341,6 +347,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     assert str(run / "nonfinite.json") in str(caught.value)
     assert [set(view) for view in report["views"]] == [{"min", "max", "mean"}] * 2
     assert steps(run)[-1] == newest.step
+
+
+def test_an_update_that_overflows_is_not_saved(tmp_path: Path) -> None:
+    overflowing = tiny(tmp_path / "run", optimizer="sgd", lr=5e39, warmup_epochs=0.0, checkpoint_every=1)
+    with pytest.raises(TrainingError, match="are not finite after step 1: not saved"):
+        pretrain(overflowing)
+    assert list_checkpoints(tmp_path / "run") == []
+    assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
 # Images that cannot be read (rows 28, 30), processes that die (50), memory that is full (49) --------------------------
