@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help demo test faults lint bench clean
+.PHONY: help demo test faults lint bench pictures clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make faults   only the faults that the project must survive"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    every benchmark; results go to benchmarks/results"
+	@echo "make pictures the README's, from runs/demo (ARGS=RUN: of another run on shapes)"
 	@echo "make clean    remove what was built, the environment included"
 
 $(STAMP): setup.py pyproject.toml barlowtwins/version.py
@@ -39,6 +40,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
+
+pictures: $(STAMP)
+	$(PY) docs/pictures.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -33,12 +33,17 @@ EXTRAS["test"] = [
     "build>=1.2",
     "hypothesis>=6.100",
     "mypy>=1.11",
+    "pandas>=2.1",  # reads what a map exports
     "pytest>=8.2",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
     "scikit-learn>=1.4",
+    "selenium>=4.20",  # opens pages in Chromium
     "setuptools>=70.1",  # the tests build a wheel without the network
+    *EXTRAS["parquet"],
+    *EXTRAS["report"],
+    *EXTRAS["track"],
     *EXTRAS["onnx"],  # what is exported is compared in ONNX Runtime and in timm
     *EXTRAS["timm"],
 ]

@@ -16,6 +16,7 @@ from barlowtwins.data import open_source
 from barlowtwins.evaluate import evaluate_knn
 from barlowtwins.pretrain import pretrain
 from barlowtwins.progress import say
+from barlowtwins.run import RunFolder
 
 __all__ = ["DemoResult", "demo"]
 
@@ -38,6 +39,8 @@ class DemoResult:
     hub_features: tuple[int, int]
     """Shape of what the network, loaded back through `torch.hub.load`, gave for the test images."""
     seconds: float
+    report: str | None
+    """The page of the run; None without the extra `report`."""
 
     def summary(self) -> str:
         rows = [
@@ -47,8 +50,10 @@ class DemoResult:
             ("trained, no labels", self.trained),
         ]
         lines = [f"  {name:<19} {value:5.1f} %  {'█' * round(value / 100 * BAR)}" for name, value in rows]
+        page = [f"The run as a page: {self.report}"] if self.report else []
         return "\n".join(
             [
+                *page,
                 f"kNN on held-out shapes, k = {NEIGHBOURS}, after {self.seconds:.0f} seconds:",
                 *lines,
                 f"The network is in {self.out}; torch.hub.load gave {self.hub_features[0]:,} x {self.hub_features[1]} "
@@ -91,6 +96,7 @@ def demo(config: DemoConfig) -> DemoResult:
     test = open_source(data, split="test")
     embedder = _through_the_hub(config.out)
     features = embedder.encode(test, batch_size=256)
+    page = RunFolder(run.out).report
     return DemoResult(
         out=run.out,
         pixels=pixels,
@@ -99,6 +105,7 @@ def demo(config: DemoConfig) -> DemoResult:
         chance=100 / len(test.classes),
         hub_features=(features.shape[0], features.shape[1]),
         seconds=time.perf_counter() - begin,
+        report=str(page.absolute()) if page.exists() else None,
     )
 
 

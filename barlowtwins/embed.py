@@ -206,8 +206,12 @@ def _embed_missing(
         say(f"going on: {done():,} of {len(source):,} rows are in {folder}")
     with Progress(len(source), desc="embed", initial=done()) as progress:
 
-        def after_batch(rows: int) -> None:
-            progress.update(rows)
+        failures = 0
+
+        def after_batch(rows: int, failed: int) -> None:
+            nonlocal failures
+            failures += failed
+            progress.update(rows, **({"failed": failures} if failures else {}))
             if stop.requested:
                 raise stopped()
 

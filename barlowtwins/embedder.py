@@ -254,7 +254,7 @@ def _collect(
             rows, bad = embedder.embed(batch)
             features[batch.start : batch.start + len(rows)] = rows
             failed |= bad
-            bar.update(len(rows))
+            bar.update(len(rows), **({"failed": len(failed)} if failed else {}))
             if callable(progress):
                 progress(bar.done, total)
     return features, failed

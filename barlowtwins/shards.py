@@ -59,7 +59,7 @@ def embed_shards(
     normalize: bool = False,
     workers: int = 0,
     stall: float = STALL,
-    after_batch: Callable[[int], object] = lambda rows: None,
+    after_batch: Callable[[int, int], object] = lambda rows, failed: None,
 ) -> None:
     """Make the files of `shards` that are not in `folder` yet, one after the other, reading ahead across their borders.
 
@@ -74,7 +74,8 @@ def embed_shards(
         normalize: scale each row to unit length.
         workers: processes that read images; 0: read in this one.
         stall: seconds without an image after which the workers count as hanging.
-        after_batch: called with the number of rows just done; what it raises ends the work, and whole shards stay.
+        after_batch: called with the numbers of rows just done and of those of them that failed; what it raises ends
+            the work, and whole shards stay.
 
     Raises:
         OutputError: a file cannot be written, such as for a full disk. Whole shards stay.
@@ -94,7 +95,7 @@ def embed_shards(
                 place = batch.start - shard.rows.start
                 features[place : place + len(rows)] = unit_length(rows) if normalize else rows
                 failed |= bad
-                after_batch(len(rows))
+                after_batch(len(rows), len(bad))
             _write(shard.path(folder), features, failed)
 
 

@@ -64,7 +64,7 @@ def test_shards_that_are_there_are_not_made_again(embedder: Embedder, source: So
     embed_shards(source, embedder, shards[1:2], tmp_path)
     before = shards[1].path(tmp_path).stat().st_mtime_ns
     done: list[int] = []
-    embed_shards(source, embedder, shards, tmp_path, batch_size=6, after_batch=done.append)
+    embed_shards(source, embedder, shards, tmp_path, batch_size=6, after_batch=lambda rows, failed: done.append(rows))
     assert done == [6, 4, 3]
     assert shards[1].path(tmp_path).stat().st_mtime_ns == before
 
@@ -77,7 +77,7 @@ def test_what_after_batch_raises_ends_the_work_and_keeps_whole_shards(
 
     done: list[int] = []
 
-    def after_batch(rows: int) -> None:
+    def after_batch(rows: int, failed: int) -> None:
         done.append(rows)
         if sum(done) >= 15:
             raise Enough

@@ -75,8 +75,12 @@ def make_shards(
         def stopped() -> StoppedEarly:
             return StoppedEarly(f"{stop.name} after {bar.done:,} of {total:,} images; the same command goes on")
 
-        def after_batch(rows: int) -> None:
-            bar.update(rows)
+        failures = 0
+
+        def after_batch(rows: int, failed: int) -> None:
+            nonlocal failures
+            failures += failed
+            bar.update(rows, **({"failed": failures} if failures else {}))
             if stop.requested:
                 raise stopped()
 
