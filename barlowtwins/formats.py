@@ -8,6 +8,7 @@ the classifier or what the row says can be left out, and whatever is left over i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = ["FORMATS", "Format", "Parts", "as_published", "match_keys", "take_apa
 
 WRAPPERS = {"module", "_orig_mod"}  # what DistributedDataParallel and torch.compile insert into key names
 FEW = 3  # keys that an error names
+WIDEST = 1 << 20  # features of a projector; the published one has 8192
 
 
 @dataclass(frozen=True)
@@ -212,21 +214,28 @@ def as_published(projector: Mapping[str, Tensor]) -> dict[str, Tensor]:
     last one is removed by the standardisation in the loss. That has its running statistics in the published model
     (nothing uses them after training); where a file has none, they are those of an untrained one.
     """
-    linear = {key.removesuffix("weight") for key, tensor in projector.items() if tensor.ndim == 2}
-    biases = {key: tensor for key, tensor in projector.items() if key.removesuffix("bias") in linear}
-    ours = {key: tensor for key, tensor in projector.items() if key not in biases}
-    for key, bias in biases.items():
-        stem, number, _ = key.rsplit(".", 2)
-        mean = f"{stem}.{int(number) + 1}.running_mean" if number.isdigit() else ""
-        if mean in ours and ours[mean].shape == bias.shape and bias.any():
+    layers = {}  # number of a linear layer -> what its keys begin with
+    for key, tensor in projector.items():
+        found = re.fullmatch(r"(.*\.)(\d+)\.weight", key)
+        if found and tensor.ndim == 2:
+            layers[int(found[2])] = (found[1], f"{found[1]}{found[2]}.")
+    ours = dict(projector)
+    for number, (stem, layer) in layers.items():
+        mean = f"{stem}{number + 1}.running_mean"
+        bias = ours.pop(f"{layer}bias", None)
+        if bias is not None and mean in ours and _is_vector(bias) and ours[mean].shape == bias.shape and bias.any():
             ours[mean] = ours[mean] - bias
-    order = sorted(linear, key=lambda key: int(key.split(".")[-2]) if key.split(".")[-2].isdigit() else -1)
-    if order and not any(key.startswith("bn.") for key in ours):
-        width = len(projector[f"{order[-1]}weight"])
-        fresh = {"mean": torch.zeros(width), "var": torch.ones(width)}
-        ours |= {f"bn.running_{name}": tensor for name, tensor in fresh.items()}
-        ours["bn.num_batches_tracked"] = torch.tensor(0)
+    if layers and not any(key.startswith("bn.") for key in ours):
+        width = len(projector[f"{layers[max(layers)][1]}weight"])
+        if width <= WIDEST:
+            ours["bn.running_mean"], ours["bn.running_var"] = torch.zeros(width), torch.ones(width)
+            ours["bn.num_batches_tracked"] = torch.tensor(0)
     return ours
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """One that can be computed with: a file may claim any size, and kinds of tensors that know no arithmetic."""
+    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized and len(tensor) <= WIDEST
 
 
 def match_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str) -> None:

@@ -120,10 +120,10 @@ def _our_momentum(optimizer: Any, record: Mapping[str, Any], path: Path) -> tupl
     with torch.device("meta"):
         model = BarlowTwins(record["backbone"], record["projector"], stem=record["stem"], channels=record["channels"])
     weights, biases = ([*group["params"]] for group in _groups(model))
-    found = {index: each.get("mu") for index, each in kept.items() if isinstance(each, Mapping)}
-    expected: list[Tensor] = [*weights, *biases]
-    for index, parameter in enumerate(expected):
-        mu = found.get(index)
+    kept = kept if isinstance(kept, Mapping) else {}
+    momentum: list[Tensor] = []
+    for index, parameter in enumerate([*weights, *biases]):
+        mu = kept[index].get("mu") if isinstance(kept.get(index), Mapping) else None
         if not isinstance(mu, Tensor) or mu.shape != parameter.shape:
             what = f"shape {tuple(mu.shape)}" if isinstance(mu, Tensor) else "none"
             network = f"{record['backbone']} ({record['stem']} stem) + {record['projector']}"
@@ -131,18 +131,21 @@ def _our_momentum(optimizer: Any, record: Mapping[str, Any], path: Path) -> tupl
                 f"cannot go on from {path}: the momentum of parameter {index} has {what} instead of "
                 f"{tuple(parameter.shape)}; its network is not {network} (to start from its weights alone: --init)"
             )
-    lr = [group.get("lr") for group in optimizer.get("param_groups", ())]
-    theirs = lr[1] / lr[0] if len(lr) == 2 and all(isinstance(each, float) and each > 0 for each in lr) else BIAS_RATIO
-    factor = _factor(theirs, record)
-    state = {
-        index: {"momentum_buffer": mu if index < len(weights) else mu * factor}
-        for index, mu in sorted(found.items())
-        if isinstance(mu, Tensor)
-    }
-    return (
-        state,
-        f"momentum taken over (that of 1-d parameters x {factor:g}, since its gradient was 1/W of the true one)",
+        momentum.append(mu)
+    factor = _factor(_relative_rate(optimizer.get("param_groups")), record)
+    momentum[len(weights) :] = [mu * factor for mu in momentum[len(weights) :]]
+    said = f"momentum taken over (that of 1-d parameters x {factor:g}, since its gradient was 1/W of the true one)"
+    return {index: {"momentum_buffer": mu} for index, mu in enumerate(momentum)}, said
+
+
+def _relative_rate(groups: Any) -> float:
+    """Their learning rate of 1-d parameters over that of weights; as published if the file does not say."""
+    rates: list[Any] = (
+        [group.get("lr") for group in groups if isinstance(group, Mapping)] if isinstance(groups, list) else []
     )
+    if len(rates) == 2 and all(isinstance(rate, float) and rate > 0 for rate in rates):
+        return rates[1] / rates[0]
+    return BIAS_RATIO
 
 
 def _factor(theirs: float, settings: Mapping[str, Any]) -> float:

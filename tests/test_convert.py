@@ -303,6 +303,12 @@ def test_what_a_published_checkpoint_lacks_is_said(tmp_path: Path, capsys: pytes
     assert "the momentum of its LARS does not fit adamw" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"momentum of parameter 0 has shape \(3,\) instead of .*--init"):
         read_published(path, record, data)
+    for kept in (3, [1], {0: {"mu": "x"}}, {"a": {"mu": torch.ones(1)}}, {0: 3}):
+        with pytest.raises(CheckpointError, match="momentum of parameter 0 has none"):
+            read_published(_write(path, {**value, "optimizer": {"state": kept, "param_groups": 7}}), record, data)
+    for epoch in ("3", -1, 2**70, None):
+        with pytest.raises(CheckpointError, match="its epoch is"):
+            read_published(_write(path, {**value, "epoch": epoch}), record, data)
     assert read_published(_write(path, BACKBONE), record, data) is None
 
 

@@ -325,3 +325,28 @@ def test_a_file_with_two_owners_is_of_the_one_who_explains_more() -> None:
     strange["state_dict"]["teacher.conv1.weight"] = torch.ones(1)
     with pytest.raises(WeightsError, match=r"1 keys do not belong in a file of the format 'mmpretrain' \(teacher"):
         take_apart(Contents(strange))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"projection_head.layers.weight": torch.ones(3, 3), "projection_head.layers.bias": torch.ones(3)},
+        {"projection_head.layers.0.bias": torch.zeros(1).expand(1 << 40)},
+        {"projection_head.layers.1.running_mean": torch.zeros(1).expand(1 << 40)}
+        | {"projection_head.layers.0.bias": torch.ones(1).expand(1 << 40)},
+        {"projection_head.layers.6.weight": torch.zeros(1, 1).expand(1 << 40, 8)},
+        {"projection_head.layers.0.weight": torch.tensor(3.0)},
+        {"projection_head.layers.01.weight": torch.ones(3, 3)},
+    ],
+    ids=["unnumbered", "huge bias", "huge mean", "huge layer", "scalar", "numbered oddly"],
+)
+def test_odd_projectors_are_refused_without_memory(tmp_path: Path, odd: dict[str, torch.Tensor]) -> None:
+    checkpoint = lightning_checkpoint(lightning_module("lightly", _backbone_module(), (8, 8, 4)))
+    checkpoint["state_dict"] |= odd
+    path = tmp_path / "w.ckpt"
+    path.write_bytes(saved(checkpoint))
+    if len(odd) == 1 and "projection_head.layers.0.bias" in odd:  # of no use: batch norm takes it off again
+        assert load_weights(path).projector_widths == "8-8-4"
+    else:
+        with pytest.raises(WeightsError, match=r"w\.ckpt"):
+            load_weights(path)
