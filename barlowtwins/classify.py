@@ -34,8 +34,8 @@ from barlowtwins.evaluate.features import make_shards
 from barlowtwins.evaluate.job import open_job
 from barlowtwins.evaluate.labelled import labels_within
 from barlowtwins.evaluate.scores import Scores, Tally
-from barlowtwins.files import atomic_write, sha256_of
-from barlowtwins.head import load_classifier
+from barlowtwins.files import atomic_write
+from barlowtwins.head import load_classifier, tensors_digest
 from barlowtwins.shards import SHARD_ROWS, Shard, read_failures, read_features
 
 __all__ = ["ClassifyResult", "classify"]
@@ -96,7 +96,8 @@ def classify(config: ClassifyConfig, *, shard_rows: int = SHARD_ROWS) -> Classif
         embedder = Embedder(classifier.build(), preprocessing, device=world.device, precision=config.precision)
         parts = out.with_name(f"{out.name}.parts")
         job = {
-            "head": sha256_of(config.head),
+            "head": tensors_digest({"weight": classifier.head.weight, "bias": classifier.head.bias}),
+            "classes": classifier.head.classes,
             "weights": classifier.weights.sha256,
             "images": source.fingerprint(),
             "precision": embedder.precision,

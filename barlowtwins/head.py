@@ -27,6 +27,7 @@ from torchvision.models.resnet import ResNet
 
 from barlowtwins.errors import WeightsError
 from barlowtwins.formats import Parts, take_apart
+from barlowtwins.locate import locate
 from barlowtwins.model import recognize_backbone
 from barlowtwins.preprocess import Preprocessing
 from barlowtwins.safe_load import Contents, read_weight_file
@@ -184,17 +185,20 @@ def save_head(path: str | os.PathLike[str], head: Head) -> None:
     )
 
 
-def load_head(path: str | os.PathLike[str]) -> Head:
+def load_head(source: str | os.PathLike[str], *, progress: bool = True) -> Head:
     """Read a HEAD file, or the linear classifier in a foreign checkpoint, with its shapes checked.
 
     Args:
-        path: a file of `save_head`, or one that holds a backbone with a linear classifier on top (mmpretrain's, or a
-            torchvision state dict with `fc`). Of 1000 classes without names such a one is taken for ImageNet's.
+        source: a file of `save_head`, or the folder of an evaluation that has one; or a file that holds a backbone with
+            a linear classifier on top (mmpretrain's, or a torchvision state dict with `fc`), by path, https URL or
+            registry name ("resnet50-mmpretrain-linear"). 1000 classes without names are taken for ImageNet's.
+        progress: show a bar while fetching.
 
     Raises:
         WeightsError: it is missing, damaged, refused, or holds no classifier.
+        DownloadError: it could not be fetched.
     """
-    path = Path(path).expanduser()
+    path = _locate_head(source, progress)
     contents = read_weight_file(path)
     try:
         if "head" in contents.metadata:
@@ -213,7 +217,7 @@ def load_classifier(
     """Load a head and the backbone that it belongs to.
 
     Args:
-        head: a HEAD file, as for `load_head`.
+        head: as `load_head` takes it.
         weights: the backbone's, where the place that the head remembers is not at hand: a registry name, a weight file,
             an https URL, or a RUN folder.
         progress: show a bar while fetching the weights.
@@ -222,7 +226,7 @@ def load_classifier(
         WeightsError: one of the two is missing or damaged, or they do not belong together.
         DownloadError: the weights could not be fetched.
     """
-    loaded = load_head(head)
+    loaded = load_head(head, progress=progress)
     belonging = loaded.belonging
     source = weights if weights is not None else belonging.weights
     if not source:
@@ -241,6 +245,13 @@ def load_classifier(
             + (f" ({belonging.weights})" if belonging.weights else "")
         )
     return Classifier(loaded, backbone)
+
+
+def _locate_head(source: str | os.PathLike[str], progress: bool) -> Path:
+    if str(source) in registry() or "://" in str(source):
+        return locate(str(source), progress=progress).path
+    path = Path(source).expanduser()
+    return path / "head.safetensors" if path.is_dir() else path
 
 
 def _of_head_file(contents: Contents, path: Path) -> Head:

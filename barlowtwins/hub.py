@@ -58,7 +58,8 @@ def resnet50(
             `model.fc = nn.Linear(model.fc.in_features, k)` works.
         head: a trained classifier, as `barlowtwins evaluate linear --save-head FILE` writes it: `model(x)` is then
             (N, K) logits and `model.classes` the K names. It decides the backbone, too; pass `weights` only where the
-            place that it remembers is not at hand. A head of another backbone is refused.
+            place that it remembers is not at hand. A head of another backbone is refused. The registry has one that
+            knows ImageNet's classes: "resnet50-mmpretrain-linear".
         progress: show a bar while downloading, if standard error is a terminal.
         **kwargs: `zero_init_residual`, `norm_layer`, `replace_stride_with_dilation` of torchvision's ResNet; `stem` and
             `channels` of `barlowtwins.model.build_resnet`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from servers import Server, file
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
@@ -101,7 +103,7 @@ def test_logits_and_predictions_are_the_formula() -> None:
 
 def test_a_loaded_network_gives_logits_and_knows_its_classes(run: Path, tmp_path: Path) -> None:
     network = load_classifier(run / "head.safetensors").build()
-    assert network.classes == CLASSES
+    assert network.classes == CLASSES == load_head(run).classes  # a folder with a head in it will do
     assert not any(part.training for part in network.modules())
     with torch.no_grad():
         torch.testing.assert_close(network(images()), logits_by_hand(load_head(run / "head.safetensors")))
@@ -227,6 +229,31 @@ def test_the_linear_classifier_of_mmpretrain_is_an_imagenet_head(tmp_path: Path)
     assert load_classifier(path, weights=backbone).head.preprocessing == Preprocessing()
     with pytest.raises(WeightsError, match="does not belong to"):
         load_classifier(path, weights=saved(tmp_path / "other.pth", STATE))
+
+
+def test_a_classifier_on_record_is_fetched_by_its_name(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mmpretrain_file(tmp_path / "made.pth", 3, {"dataset_meta": {"classes": ["a", "b", "c"]}})
+    data = made.read_bytes()
+    made.unlink()
+    record = {
+        "name": "mine-linear",
+        "summary": "a classifier",
+        "backbone": "resnet18",
+        "format": "mmpretrain",
+        "licence": "MIT",
+        "citation": "none",
+        "preprocessing": {},
+        "url": server.answer("/linear.pth", file(data)),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    (tmp_path / "registry.json").write_text(json.dumps({"weights": [record]}))
+    monkeypatch.setenv("BARLOWTWINS_REGISTRY", str(tmp_path / "registry.json"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    network = hub.resnet18(head="mine-linear")
+    assert network.classes == ("a", "b", "c") and network(images()).shape == (3, 3)
+    assert len(server.requests) == 1  # the backbone is in the same file
 
 
 def test_class_names_in_the_file_are_used(tmp_path: Path) -> None:

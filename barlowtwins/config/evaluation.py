@@ -195,7 +195,7 @@ class ClassifyConfig:
     images: Positional[str]
     """A folder of images, a text file of paths, one image, or a data-set name."""
     head: str
-    """The classifier's file, from `barlowtwins evaluate ... --save-head`."""
+    """The classifier: a file of `barlowtwins evaluate ... --save-head`, or a registry name that has one."""
     out: str
     """The CSV file: row, path, status, and the most probable classes with their probabilities."""
     topk: int = 5
