@@ -4,13 +4,16 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 ARGS ?=
+# Requirements beside the package, such as TORCH="torch==2.8.* torchvision==0.23.*" (with a VENV of its own).
+TORCH ?=
 
-.PHONY: help demo test faults lint bench pictures clean
+.PHONY: help demo test oldest faults lint bench pictures clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     two minutes: pretrain on drawn shapes, compare features (ARGS=--fast: seconds)"
 	@echo "make test     all tests (ARGS='-m \"not slow\"', ARGS=tests/test_loss.py, ...)"
+	@echo "make oldest   what depends on torch's version, on the oldest torch that is supported"
 	@echo "make faults   only the faults that the project must survive"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    every benchmark; results go to benchmarks/results"
@@ -19,7 +22,7 @@ help:
 
 $(STAMP): setup.py pyproject.toml barlowtwins/version.py
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH) -e '.[test]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -28,6 +31,13 @@ demo: $(STAMP)
 # Two processes of one thread each: more threads than cores make every test slower.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+# Files, programs, processes and autograd: what torch has changed between versions. Needs Python 3.13 or older.
+oldest:
+	$(MAKE) test VENV=.venv-oldest TORCH='torch==2.8.* torchvision==0.23.*' ARGS='-q -m "not slow" $(OLDEST)'
+
+OLDEST := $(addprefix tests/test_, $(addsuffix .py, formats convert export timm weights checkpoint model loss optim \
+	microbatch distributed embedder hub)) tests/faults/test_faults_weights.py
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests/faults $(ARGS)
@@ -45,5 +55,5 @@ pictures: $(STAMP)
 	$(PY) docs/pictures.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
