@@ -248,10 +248,10 @@ def _of_the_page(svg: str, title: str) -> str:
 def correlation_pixels(correlation: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """(d, d) entries from -1 to 1 as colours (d, d, 3): blue below 0, near black at 0, through red to white at 1.
 
-    The steps follow the square root of the size, so that correlations of 0.05 are seen beside those of 1.
+    The steps follow the size to the power of 0.7, so that correlations of 0.05 are seen beside those of 1.
     """
     c = np.nan_to_num(np.clip(np.asarray(correlation, np.float32), -1, 1))
-    t = np.sign(c) * np.sqrt(np.abs(c))
+    t = np.sign(c) * np.abs(c) ** 0.7
     channels = [np.interp(t, STOPS[:, 0], STOPS[:, 1 + i]) for i in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 

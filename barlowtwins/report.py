@@ -140,7 +140,7 @@ def _tiles(config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> s
     steps, step = _under(config, "plan", "steps"), max((record["step"] for record in records), default=0)
     epoch = max((float(record.get("epoch", 0)) for record in records), default=0.0)
     tiles = [
-        (f"{epoch:g} / {config.get('epochs')}", "epochs" + (", finished" if steps and step >= steps else "")),
+        (f"{round(epoch, 2):g} / {config.get('epochs')}", "epochs" + (", finished" if steps and step >= steps else "")),
         (_number(last("loss")), "loss"),
         (f"{last('knn'):.1f} %" if last("knn") is not None else None, "online kNN"),
         (_number(last("effective_rank")), "effective rank"),

@@ -31,12 +31,11 @@ def barlowtwins(*words: str) -> None:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """Keep a picture, small: no wider than it is shown, in 256 colours."""
+    """Keep a picture, no wider than it is shown."""
     picture = picture.convert("RGB")
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
-    colours = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    colours.save(DOCS / name, optimize=True)
+    picture.save(DOCS / name, optimize=True)
     print(f"docs/{name}: {(DOCS / name).stat().st_size / 1e3:.0f} kB")
 
 
