@@ -83,6 +83,10 @@ FORMATS = {
             head="fc.",
         ),
         Format(
+            "timm",
+            "backbone.safetensors of a RUN whose backbone is a model of timm: its key names behind net.",
+        ),
+        Format(
             "vissl",
             "checkpoint of vissl: the trunk of a ResNet",
             paths=(("classy_state_dict", "base_model", "model", "trunk"),),
@@ -158,10 +162,12 @@ def take_apart(contents: Contents) -> Parts:
         WeightsError: no format fits, or the file has keys that its format does not explain.
     """
     about, epoch = _about(contents)
-    anchor = ("net.",) if about.get("backbone", "").startswith("timm:") else ("conv1.weight",)
+    timms = about.get("backbone", "").startswith("timm:")  # its keys do not tell; only our files say so
+    anchor, others = (("net.",), "torchvision") if timms else (("conv1.weight",), "timm")
     found = [
         _sort(row, state, about, epoch)
         for row in FORMATS.values()
+        if row.name != others
         for state in _states(contents.value, row)
         if any(key.startswith(_beginnings(row, anchor)) for key in state)
     ]

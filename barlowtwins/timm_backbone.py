@@ -32,8 +32,18 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self.net = net
         self.fc = fc
+        patches: Any = getattr(net, "patch_embed", None)
+        size = getattr(patches, "patch_size", None)
+        pads = getattr(patches, "dynamic_img_pad", False) or not hasattr(patches, "dynamic_img_pad")
+        self.patch: tuple[int, int] | None = None if pads or not isinstance(size, tuple) else (size[0], size[1])
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.patch is not None and (x.shape[-2] % self.patch[0] or x.shape[-1] % self.patch[1]):
+            high, wide = self.patch
+            raise ConfigError(
+                f"images of {x.shape[-2]} x {x.shape[-1]} pixels do not divide into patches of {high} x {wide}, which "
+                "this network sees; take a multiple for --image-size"
+            )
         return self.fc(self.net(x))
 
 

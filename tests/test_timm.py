@@ -94,6 +94,7 @@ def test_pretraining_embedding_and_export(name: str, tmp_path: Path) -> None:
     newest = load_weights(tmp_path / "run" / "checkpoints" / "step-00000004.pt")
     for one in (loaded, full, newest):
         assert one.backbone_name == name and equal(one.backbone, loaded.backbone)
+    assert (loaded.format, full.format, newest.format) == ("timm", "barlowtwins", "checkpoint")
     assert full.projector_widths == "32-32" == newest.projector_widths
 
     images = write_images(tmp_path / "images", 3)
@@ -132,3 +133,5 @@ def test_what_is_not_there_is_told() -> None:
         build_backbone("timm:test_vit", stem="small")
     with pytest.raises(ConfigError, match=r"unknown backbone 'convnext_tiny'.*timm:NAME"):
         build_backbone("convnext_tiny")
+    with pytest.raises(ConfigError, match=r"images of 20 x 32 pixels do not divide into patches of 16 x 16"):
+        build_backbone("timm:test_vit")(torch.zeros(1, 3, 20, 32))
