@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import optim
 
-from barlowtwins.errors import MissingExtraError, OutputError
+from barlowtwins.errors import BarlowTwinsError, MissingExtraError
 from barlowtwins.loss import LossTerms
 from barlowtwins.model import BarlowTwins
 from barlowtwins.monitor import OnlineKNN
@@ -171,8 +171,9 @@ class Journal:
         except MissingExtraError as error:
             say(f"no {self.run.report.name}: {error}")
             self._next_report = math.inf
-        except OutputError as error:
-            say(f"warning: {error}; training goes on without a new report")
+        except Exception as error:  # noqa: BLE001  a run of days does not end for want of a picture
+            what = error if isinstance(error, BarlowTwinsError) else f"{type(error).__name__}: {error}"
+            say(f"warning: no new {self.run.report.name}: {what}; training goes on")
         else:
             now = time.perf_counter()
             self._next_report = now + (now - started) / REPORT_SHARE

@@ -129,7 +129,8 @@ class AugmentResult:
     """Of all images together."""
 
     def summary(self) -> str:
-        return f"{self.out}: {self.images} images, {self.views} views of {self.augmentation}"
+        recipe = self.augmentation
+        return f"{self.out}: {self.images} images, {self.views} views of {recipe.size} x {recipe.size} ({recipe.name})"
 
 
 def augment(config: AugmentConfig) -> AugmentResult:

@@ -30,11 +30,13 @@ def barlowtwins(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "barlowtwins", *words], check=True)
 
 
-def save(picture: Image.Image, name: str) -> None:
-    """Keep a picture, no wider than it is shown."""
+def save(picture: Image.Image, name: str, *, colours: int | None = None) -> None:
+    """Keep a picture, no wider than it is shown, in as many colours if told (noise is large without)."""
     picture = picture.convert("RGB")
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    if colours is not None:
+        picture = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     picture.save(DOCS / name, optimize=True)
     print(f"docs/{name}: {(DOCS / name).stat().st_size / 1e3:.0f} kB")
 
@@ -65,7 +67,7 @@ def main(run: str) -> None:
                 "const b = document.querySelector('.matrices').getBoundingClientRect(); return [b.x, b.y]"
             )
             matrices = screen(browser).crop((int(box[0]) - 6, int(box[1]) - 6, int(box[0]) + 902, int(box[1]) + 510))
-            save(matrices, "correlation.png")
+            save(matrices, "correlation.png", colours=48)
             browser.open(Path(page), size=(1200, 760))
             browser.run("barlowtwinsMap.choose(12)")
             browser.wait("document.querySelectorAll('canvas[data-drawn]').length > 8")
