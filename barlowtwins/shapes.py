@@ -26,7 +26,7 @@ Array: TypeAlias = npt.NDArray[np.floating]  # in fact float32
 SPLITS = ("train", "test")
 _BLOCK = 200  # images drawn at a time: their pixels stay in the processor's cache
 _PARAMETERS = 48  # random numbers an image has for everything but noise; a multiple of 4, as one Philox step gives 4
-_MARKS = 2  # clutter
+_MARKS = 1  # clutter
 
 
 def draw_shapes(
@@ -144,7 +144,7 @@ def _draw_block(start: int, n: int, split: int, size: int) -> npt.NDArray[np.uin
 
     def colour(brightness: Array) -> Array:
         """(n, 3, 1): any hue around a brightness (n, 1)."""
-        tint = np.stack([between(-0.06, 0.06) for _ in range(3)], 1)  # (n, 3, 1)
+        tint = np.stack([between(-0.05, 0.05) for _ in range(3)], 1)  # (n, 3, 1)
         return np.clip(brightness[:, None] + tint - tint.mean(1, keepdims=True), 0, 1)
 
     def waves() -> Array:
@@ -160,14 +160,14 @@ def _draw_block(start: int, n: int, split: int, size: int) -> npt.NDArray[np.uin
     darker = between(0, 1) < 0.5
     behind, front = colour(brightness), colour(np.where(darker, brightness - contrast, brightness + contrast))
 
-    image = behind + between(0, 0.03)[..., None] * waves()[:, None]  # (n, 3, P)
+    image = behind + between(0, 0.015)[..., None] * waves()[:, None]  # (n, 3, P)
     for _ in range(_MARKS):
         mark_x, mark_y, radius = between(0, 1), between(0, 1), between(0.0, 0.11)
         cover = _cover(_length(x - mark_x, y - mark_y) - radius, size)
         image += cover[:, None] * (colour(between(0, 1)) - image)
 
-    (cos, sin), radius = direction(), between(0.22, 0.4)
-    right, up = (x - between(0.27, 0.73)) / radius, (between(0.27, 0.73) - y) / radius  # (n, P), from the centre
+    (cos, sin), radius = direction(), between(0.22, 0.38)
+    right, up = (x - between(0.3, 0.7)) / radius, (between(0.3, 0.7) - y) / radius  # (n, P), from the centre
     u, v = cos * right + sin * up, cos * up - sin * right  # the same in the shape's own frame
     distance = np.empty_like(u)
     labels = _labels(start, n, split)
@@ -175,10 +175,10 @@ def _draw_block(start: int, n: int, split: int, size: int) -> npt.NDArray[np.uin
         mine = labels == label
         distance[mine] = shape(u[mine], v[mine])
     cover = _cover(distance * radius, size)
-    image += cover[:, None] * (front + between(0, 0.03)[..., None] * waves()[:, None] - image)
+    image += cover[:, None] * (front + between(0, 0.015)[..., None] * waves()[:, None] - image)
 
     noise = _random(start, n, split, stream=1, per_image=3 * size * size).astype(np.float32) - 0.5
-    image += between(0, 0.1)[..., None] * noise.reshape(image.shape)
+    image += between(0, 0.15)[..., None] * noise.reshape(image.shape)
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return pixels.reshape(n, 3, size, size).transpose(0, 2, 3, 1)
 

@@ -129,7 +129,7 @@ def accuracy(train: int, test: int, features: Callable[[npt.NDArray[np.uint8]], 
 
 
 def test_pixels_are_poor_neighbours_but_no_noise() -> None:
-    """With all 10,000 training and 2,000 test images it is 39 percent; chance is 10."""
+    """With all 10,000 training and 2,000 test images it is 44 percent; chance is 10."""
     assert 15 < accuracy(3000, 500, lambda images: images.reshape(len(images), -1) / 255) < 45
 
 
@@ -144,4 +144,4 @@ def test_the_pixels_are_the_same_on_every_platform() -> None:
     """A drawing that changes by one bit invalidates every number that was published for this data set."""
     images, labels = draw_shapes(1000, split="train")
     digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
-    assert digest == "d61b4c584c54749496d031bda10af02f1001bc215785b3ed289a061afac0d1d4"
+    assert digest == "da8df279978c30129cff296afd15c6ad7fd5d9739713812c026e408ec9b20949"
