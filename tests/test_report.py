@@ -177,3 +177,12 @@ def test_a_damaged_snapshot_and_log_leave_a_page(run: Path, tmp_path: Path) -> N
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<h3>Loss</h3><svg" in page
     assert "Not looked at" in page
+
+
+def test_a_report_that_fails_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "report.html").mkdir()  # a folder where the page is to be
+    pretrain(tiny(tmp_path, report_every=1, epochs=2))
+
+    assert "report.html is a folder" in capsys.readouterr().err
+    assert (tmp_path / "backbone.safetensors").exists()
