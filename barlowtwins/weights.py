@@ -17,14 +17,17 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 from barlowtwins.errors import ConfigError, WeightsError
-from barlowtwins.formats import Parts, match_keys, take_apart
+from barlowtwins.formats import FORMATS, Parts, match_keys, take_apart
 from barlowtwins.locate import Located, locate
 from barlowtwins.model import BarlowTwins, Recognized, Stem, build_backbone, recognize_backbone
 from barlowtwins.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from barlowtwins.progress import say
 from barlowtwins.registry import WeightRecord, registry
 from barlowtwins.safe_load import read_weight_file
 
 __all__ = ["Weights", "load_backbone", "load_weights", "registry"]
+
+OWN = ("barlowtwins", "checkpoint", "timm", "torchvision")  # layouts that nobody needs to be told about
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def load_weights(source: str | os.PathLike[str], *, full: bool = False, progress
     Args:
         source: registry name, https URL, weight file of any format in `formats.FORMATS`, or RUN folder.
         full: the projector is wanted, too (of a RUN folder, this takes the larger file).
-        progress: show a bar while fetching.
+        progress: show a bar while fetching; say which layout a file of somebody else's has.
 
     Raises:
         WeightsError: no such weight, a wrong digest, a damaged file, one that could run code, or one whose tensors
@@ -80,7 +83,10 @@ def load_weights(source: str | os.PathLike[str], *, full: bool = False, progress
     """
     located = locate(source, full=full, progress=progress)
     try:
-        return _read(located)
+        weights = _read(located)
+        if progress and located.record is None and weights.format not in OWN:
+            say(f"{located.path}: {FORMATS[weights.format].title}")
+        return weights
     except (WeightsError, ConfigError) as error:
         where = "" if str(located.path) in str(error) else f"{located.path}: "
         raise WeightsError(f"{where}{error}") from error

@@ -238,7 +238,13 @@ def _trained(module: torch.nn.Module) -> torch.nn.Module:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_foreign_layouts(
-    tmp_path: Path, name: str, value: Any, inner: tuple[str, ...], prefix: str, container: str
+    tmp_path: Path,
+    name: str,
+    value: Any,
+    inner: tuple[str, ...],
+    prefix: str,
+    container: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     value = copy.deepcopy(value)
     place = value
@@ -253,6 +259,7 @@ def test_foreign_layouts(
     loaded = load_weights(path)
     assert (loaded.format, loaded.backbone_name) == (name, TINY)
     assert equal(loaded.backbone, BACKBONE)
+    assert (FORMATS[name].title in capsys.readouterr().err) == (name != "torchvision")
     if "projector" in str(FORMATS[name].projector):
         assert loaded.projector_widths == "8-8-4"
     if name in ("lightly", "lightly-sequential", "solo-learn") and container == "torch.save":
