@@ -40,7 +40,7 @@ def test_fewer_different_rows_than_clusters() -> None:
     assert len(cluster(np.eye(3, dtype=np.float32), 10)) == 3
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+@pytest.mark.parametrize("method", ["pca", "tsne", pytest.param("umap", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of foreign libraries
 def test_every_method_keeps_kinds_apart(method: str) -> None:
     if method == "umap":
