@@ -213,6 +213,7 @@ def _pairs(now: Snapshot) -> str:
 def _neighbours(now: Snapshot) -> str:
     if not len(now.queries) or not len(now.query_keys):
         return ""
+    whose = "held-out images" if now.held_out else "some training images, there being no others"
     cards = []
     for i, key in enumerate(now.query_keys):
         label = now.query_labels[i]
@@ -223,7 +224,7 @@ def _neighbours(now: Snapshot) -> str:
             cells.append(_cell(now.neighbours[i, j], other, near, its, same=bool(label) and its == label))
         cards.append(f'<div class="card found">{"".join(cells)}</div>')
     return (
-        "<h2>Nearest neighbours</h2><p>Of held-out images (first of each row), by cosine similarity of the features, "
+        f"<h2>Nearest neighbours</h2><p>Of {whose} (first of each row), by cosine similarity of the features, "
         f'among {now.images:,} training images.</p><div class="neighbours">{"".join(cards)}</div>'
     )
 

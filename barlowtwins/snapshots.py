@@ -49,6 +49,8 @@ class Snapshot:
     query_keys: Sequence[str]
     query_labels: Sequence[str]
     """Empty where there are none."""
+    held_out: bool
+    """Whether training never sees the queries; else they are training images, left out of the bank alone."""
     neighbours: Pixels
     """(Q, K, s, s, 3), nearest first."""
     neighbour_keys: Sequence[Sequence[str]]
@@ -82,7 +84,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
 
 def _as_array(value: Any) -> npt.NDArray[Any]:
     """Numbers as they are; text with its surrogates (bytes of file names that are no UTF-8) spelt out."""
-    if isinstance(value, (int, float)):
+    if isinstance(value, (bool, int)):
         return np.asarray(value)
     flat = [_as_array(item) if isinstance(item, (list, tuple)) else _spelt(item) for item in value]
     return np.asarray(flat, dtype=np.str_) if flat else np.empty(0, dtype="<U1")

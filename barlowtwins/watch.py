@@ -163,6 +163,7 @@ class Watch:
             singular_values=singular_values(seen.features).astype(np.float32),
             pairs=_pixels(seen.pairs, self.transform.recipe),
             pair_keys=[self.source.key(row) for row in seen.pair_rows.tolist()],
+            held_out=self.queries is not self.source,
             unreadable=[self.source.key(row) for row in first],
             unreadable_count=len(unreadable),
             **shown,

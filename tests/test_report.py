@@ -76,6 +76,7 @@ def test_the_page_asks_nothing_of_anybody_and_has_every_part(run: Path) -> None:
     for title in [*parts, "Data and environment"]:
         assert f"<h2>{title}</h2>" in page, title
     assert "broken &lt;b&gt;.png" in page
+    assert "Of some training images, there being no others" in page  # a folder without a test split
 
 
 def test_numbers_on_the_page_are_those_of_the_run(run: Path, browser: Browser) -> None:

@@ -66,6 +66,7 @@ def test_a_look_sees_what_is_there_and_leaves_everything_as_it_was(tmp_path: Pat
     np.testing.assert_allclose(snapshot.pairs[0, 0], shown, atol=1)
     assert snapshot.pair_keys[0] == source.key(rows[0])
     assert snapshot.unreadable == [source.key(5)]
+    assert snapshot.held_out is True
 
     # And the nearest of the first query.
     test = open_source("shapes:64", split="test")
