@@ -20,10 +20,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from barlowtwins.classify import classify
-from barlowtwins.config import ClassifyConfig, LinearConfig
+from barlowtwins.config import ClassifyConfig, EmbedConfig, LinearConfig
 from barlowtwins.data import open_source
+from barlowtwins.embed import embed
 from barlowtwins.embedder import load_embedder
-from barlowtwins.errors import DataError, OutputError, StoppedEarly
+from barlowtwins.errors import ConfigError, DataError, OutputError, StoppedEarly
 from barlowtwins.evaluate.linear import evaluate_linear, fit_head, fit_linear
 from barlowtwins.evaluate.logistic import L2_GRID
 from barlowtwins.head import load_head, save_head
@@ -155,6 +156,31 @@ def test_in_python_it_is_a_few_lines_with_the_same_result(weights: Path, tmp_pat
 
     with pytest.raises(DataError, match="need as many labels from 0 to 1"):
         fit_head(embedder.encode(source), [0, 1], source.classes, embedder)
+
+
+def test_embedded_images_give_the_same_classifier(weights: Path, tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "train", 40, classes=2)
+    val = tiny.write_images(tmp_path / "val", 20, classes=2, seed=1)
+    (val / "class1" / "0003.png").write_bytes(b"")
+    for name in ("train", "val"):
+        embed(EmbedConfig(str(tmp_path / name), str(weights), str(tmp_path / f"emb-{name}"), workers=0, device="cpu"))
+    of_images = evaluate_linear(settings(weights, tmp_path / "a", str(images), val=str(val)))
+    emb = (str(tmp_path / "emb-train"), str(tmp_path / "emb-val"))
+    of_features = evaluate_linear(LinearConfig(emb[0], val=emb[1], out=str(tmp_path / "b"), device="cpu"))
+    assert of_features.scores.to_dict() == of_images.scores.to_dict() and of_images.scores.unreadable == 1
+    heads = [(tmp_path / name / "head.safetensors").read_bytes() for name in "ab"]
+    assert heads[0] == heads[1]
+
+    with pytest.raises(ConfigError, match="another EMB folder to judge by"):
+        evaluate_linear(LinearConfig(emb[0], device="cpu"))
+    with pytest.raises(ConfigError, match="published needs the images"):
+        evaluate_linear(LinearConfig(emb[0], val=emb[1], protocol="published", device="cpu"))
+    with pytest.raises(DataError, match="is not a folder that `barlowtwins embed` has made"):
+        evaluate_linear(LinearConfig(emb[0], val=str(val), device="cpu"))
+    unit = tmp_path / "unit"
+    embed(EmbedConfig(str(images), str(weights), str(unit), workers=0, device="cpu", normalize=True))
+    with pytest.raises(ConfigError, match="embed without --normalize"):
+        evaluate_linear(LinearConfig(str(unit), val=str(unit), device="cpu"))
 
 
 def test_unreadable_images_are_left_out_and_counted(weights: Path, tmp_path: Path) -> None:

@@ -103,7 +103,10 @@ class _LabelledConfig:
 
 @dataclass(frozen=True)
 class LinearConfig(_LabelledConfig):
-    """Train a linear classifier on frozen features, and say how good it is."""
+    """Train a linear classifier on frozen features, and say how good it is.
+
+    TRAIN and VAL may also be EMB folders, which `barlowtwins embed` has made: then the features are there already.
+    """
 
     protocol: Literal["auto", "fast", "published"] = "auto"
     """fast: extract features once and train to convergence, with the best of a sweep of penalties on a part of the

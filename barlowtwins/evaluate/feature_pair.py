@@ -21,7 +21,7 @@ from barlowtwins.evaluate.baselines import open_embedder
 from barlowtwins.evaluate.labelled import labels_of, labels_within
 from barlowtwins.sources import Source
 
-__all__ = ["LabelledFeatures", "open_feature_pair"]
+__all__ = ["LabelledFeatures", "open_embedded_pair", "open_feature_pair"]
 
 
 class LabelledFeatures(NamedTuple):
@@ -66,6 +66,23 @@ def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeat
         _embed(sources[split], embedder, config) if embedder and split in sources else _read(data)
         for split, data in parts.items()
     )
+    return _matched(learned, judged)
+
+
+def open_embedded_pair(train: str, val: str | None) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Open two EMB folders, to learn from and to judge by, both labelled by the classes of the first.
+
+    Raises:
+        ConfigError: no `val`, or features of two different networks.
+        DataError: `val` is no EMB folder, rows have no labels, a single class, or classes that are not in `train`.
+    """
+    if val is None:
+        raise ConfigError(f"{train} holds features; give another EMB folder to judge by with --val")
+    return _matched(_read(train), _read(val))
+
+
+def _matched(learned: LabelledFeatures, judged: LabelledFeatures) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Both by the classes of the first, if they are of one network."""
     if learned.network != judged.network:
         raise ConfigError(
             f"the features of {learned.name} are made by {learned.weights} and those of {judged.name} by "
@@ -112,8 +129,8 @@ def _read(folder: str) -> LabelledFeatures:
     labels = np.fromiter((place.get(entry.label, -1) for entry in opened.index()), np.int64, meta["rows"])
     if missing := int((labels < 0).sum()):
         raise DataError(
-            f"{missing:,} of {len(labels):,} rows of {folder} have no label, which kNN needs: embed images that lie in "
-            "a folder for each class, or a list with a label a line"
+            f"{missing:,} of {len(labels):,} rows of {folder} have no label, which an evaluation needs: embed images that "
+            "lie in a folder for each class, or a list with a label a line"
         )
     network = (meta["weights_sha256"], meta["preprocessing"])
     return LabelledFeatures(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,10 @@ from barlowtwins.config import LinearConfig
 from barlowtwins.device import default_workers
 from barlowtwins.distributed import World, open_world
 from barlowtwins.embedder import Embedder, Rows
-from barlowtwins.errors import DataError
+from barlowtwins.embeddings import is_embeddings, open_embeddings
+from barlowtwins.errors import ConfigError, DataError, WeightsError
 from barlowtwins.evaluate.draws import held_out
+from barlowtwins.evaluate.feature_pair import open_embedded_pair
 from barlowtwins.evaluate.features import extract_features
 from barlowtwins.evaluate.job import open_job, write_results
 from barlowtwins.evaluate.labelled import Labelled, open_pair
@@ -33,6 +36,7 @@ from barlowtwins.evaluate.scores import Tally
 from barlowtwins.evaluate.trained import evaluate_trained
 from barlowtwins.head import Belonging, Head, save_head
 from barlowtwins.model import feature_width
+from barlowtwins.preprocess import Preprocessing
 from barlowtwins.progress import Progress
 from barlowtwins.weights import Weights, load_weights
 
@@ -128,7 +132,7 @@ def fit_head(
         seed=seed,
         device=_for_float64(embedder.device),
     )
-    return _head(found.fit, classes, Belonging.of_embedder(embedder), embedder)
+    return _head(found.fit, classes, Belonging.of_embedder(embedder), embedder.preprocessing)
 
 
 def evaluate_linear(config: LinearConfig) -> EvaluationResult:
@@ -142,36 +146,41 @@ def evaluate_linear(config: LinearConfig) -> EvaluationResult:
         StoppedEarly: a stop signal; the same call goes on.
     """
     with open_world(config.device) as world:
+        if is_embeddings(config.train):
+            return _from_embeddings(config, world)
         train, val = open_pair(config.train, config.val, config.data_root)
         weights = load_weights(config.weights, progress=world.writes)
         if config.protocol == "published" or (config.protocol == "auto" and not _fits(train, weights)):
             protocol = PUBLISHED_LINEAR.with_flags(config)
             return evaluate_trained("linear", config, protocol, train, val, weights, world=world)
-        return _fast(config, train, val, weights, world)
+        return _from_images(config, train, val, weights, world)
 
 
-def _fast(config: LinearConfig, train: Labelled, val: Labelled, weights: Weights, world: World) -> EvaluationResult:
-    """Features once, then the classifier on the process that writes; all processes get its result."""
+class _Probe(NamedTuple):
+    """What the fast form is made of, on the process that writes."""
+
+    learned: Rows
+    """(N, D)"""
+    labels: npt.NDArray[np.int64]
+    judged: Rows
+    truth: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    weights: Weights
+    source: str
+    """Of the weights."""
+
+
+def _from_images(
+    config: LinearConfig, train: Labelled, val: Labelled, weights: Weights, world: World
+) -> EvaluationResult:
+    """The processes share the embedding; one of them makes the classifier, and all get its result."""
     started = time.monotonic()
-    embedder = Embedder(
-        weights.build(),
-        weights.preprocessing,
-        device=world.device,
-        precision=config.precision,
-        name=weights.name,
-        sha256=weights.sha256,
-        weights=config.weights,
-    )
-    penalties = config.l2 or L2_GRID
+    embedder = Embedder(weights.build(), weights.preprocessing, device=world.device, precision=config.precision)
     job = {
-        "evaluation": "linear",
-        "protocol": "fast",
-        "penalties": penalties,
-        "weights": weights.sha256,
+        **_job(config, weights.sha256),
         "train": train.source.fingerprint(),
         "val": val.source.fingerprint(),
         "precision": embedder.precision,
-        "seed": config.seed,
     }
     result = None
     with open_job(config.out, job, overwrite=config.overwrite, world=world) as folder:
@@ -187,47 +196,95 @@ def _fast(config: LinearConfig, train: Labelled, val: Labelled, weights: Weights
             for name, labelled in (("train", train), ("val", val))
         )
         if learned is not None and judged is not None:
-            device = _for_float64(world.device)
-            found = fit_linear(
-                learned,
-                train.labels,
-                num_classes=len(train.classes),
-                penalties=penalties,
-                seed=config.seed,
-                device=device,
-            )
-            head = _head(found.fit, train.classes, Belonging.of(weights, config.weights), embedder)
-            tally = Tally(len(train.classes))
-            tally.add(head.logits(judged), torch.from_numpy(val.labels))
-            head_file = config.save_head or (str(folder / "head.safetensors") if folder else None)
-            result = EvaluationResult(
-                evaluation="linear",
-                protocol="fast",
-                scores=tally.scores(train.classes),
-                train_images=int(np.isfinite(learned).all(axis=1).sum()),
-                hyperparameters={"l2": found.fit.l2},
-                seconds=time.monotonic() - started,
-                out=config.out,
-                head=head_file,
-                details={
-                    "sweep": [trial._asdict() for trial in found.trials],
-                    "loss": found.fit.loss,
-                    "steps": found.fit.steps,
-                    "converged": found.fit.converged,
-                },
-            )
-            if head_file:
-                save_head(head_file, head)
-            if folder:
-                write_results(folder, job, result)
-                shutil.rmtree(folder / "features")
+            probe = _Probe(learned, train.labels, judged, val.labels, train.classes, weights, config.weights)
+            result = _judge(probe, config, folder, job, world, started)
         result = world.same(result)
     assert result is not None  # the process that writes has one
     return result
 
 
-def _head(fit: Fit, classes: Sequence[str], belonging: Belonging, embedder: Embedder) -> Head:
-    return Head(fit.weight.float().cpu(), fit.bias.float().cpu(), tuple(classes), belonging, embedder.preprocessing)
+def _from_embeddings(config: LinearConfig, world: World) -> EvaluationResult:
+    """Two EMB folders: what made them is on record in the first."""
+    started = time.monotonic()
+    if config.protocol == "published":
+        raise ConfigError(f"{config.train} holds features; --protocol published needs the images")
+    train, val = open_embedded_pair(config.train, config.val)
+    meta = open_embeddings(config.train).meta
+    if meta["normalized"]:
+        raise ConfigError(f"the features in {config.train} are scaled to unit length; embed without --normalize")
+    weights = load_weights(meta["weights"], progress=world.writes)
+    if weights.sha256 != meta["weights_sha256"]:
+        raise WeightsError(f"{config.train} was made by other weights than {meta['weights']} now is; embed again")
+    job = {
+        **_job(config, weights.sha256),
+        "train": meta["data_fingerprint"],
+        "val": open_embeddings(config.val or "").meta["data_fingerprint"],
+        "precision": meta["precision"],
+    }
+    result = None
+    with open_job(config.out, job, overwrite=config.overwrite, world=world) as folder:
+        if world.writes:
+            rows = [np.array(part.features) for part in (train, val)]
+            probe = _Probe(rows[0], train.labels, rows[1], val.labels, train.classes, weights, meta["weights"])
+            result = _judge(probe, config, folder, job, world, started)
+        result = world.same(result)
+    assert result is not None  # the process that writes has one
+    return result
+
+
+def _job(config: LinearConfig, weights_sha256: str) -> dict[str, Any]:
+    """What decides the result, but for the images."""
+    return {
+        "evaluation": "linear",
+        "protocol": "fast",
+        "penalties": config.l2 or L2_GRID,
+        "weights": weights_sha256,
+        "seed": config.seed,
+    }
+
+
+def _judge(
+    probe: _Probe, config: LinearConfig, folder: Path | None, job: dict[str, Any], world: World, started: float
+) -> EvaluationResult:
+    """Train the classifier, judge it, and keep both it and the result."""
+    found = fit_linear(
+        probe.learned,
+        probe.labels,
+        num_classes=len(probe.classes),
+        penalties=config.l2 or L2_GRID,
+        seed=config.seed,
+        device=_for_float64(world.device),
+    )
+    head = _head(found.fit, probe.classes, Belonging.of(probe.weights, probe.source), probe.weights.preprocessing)
+    tally = Tally(len(probe.classes))
+    tally.add(head.logits(probe.judged), torch.from_numpy(probe.truth))
+    head_file = config.save_head or (str(folder / "head.safetensors") if folder else None)
+    result = EvaluationResult(
+        evaluation="linear",
+        protocol="fast",
+        scores=tally.scores(probe.classes),
+        train_images=int(np.isfinite(probe.learned).all(axis=1).sum()),
+        hyperparameters={"l2": found.fit.l2},
+        seconds=time.monotonic() - started,
+        out=config.out,
+        head=head_file,
+        details={
+            "sweep": [trial._asdict() for trial in found.trials],
+            "loss": found.fit.loss,
+            "steps": found.fit.steps,
+            "converged": found.fit.converged,
+        },
+    )
+    if head_file:
+        save_head(head_file, head)
+    if folder:
+        write_results(folder, job, result)
+        shutil.rmtree(folder / "features", ignore_errors=True)
+    return result
+
+
+def _head(fit: Fit, classes: Sequence[str], belonging: Belonging, preprocessing: Preprocessing) -> Head:
+    return Head(fit.weight.float().cpu(), fit.bias.float().cpu(), tuple(classes), belonging, preprocessing)
 
 
 def _for_float64(device: torch.device) -> torch.device:
