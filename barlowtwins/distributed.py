@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from barlowtwins.device import resolve_device
@@ -131,14 +133,14 @@ def open_world(device: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _store() -> dist.Store:
+def _store() -> Store:
     """Where the processes find each other, separate for each restart.
 
     A restarted job meets the same store, with the addresses of processes that are dead (pytorch issue 135712). On one
     machine `torchrun` counts the restarts alike for all; across machines it does not, and there the launch must set
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each restart a store of its own.
     """
-    store, _, _ = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    store, _, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return store
-    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

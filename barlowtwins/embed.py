@@ -205,7 +205,6 @@ def _embed_missing(
     if done():
         say(f"going on: {done():,} of {len(source):,} rows are in {folder}")
     with Progress(len(source), desc="embed", initial=done()) as progress:
-
         failures = 0
 
         def after_batch(rows: int, failed: int) -> None:

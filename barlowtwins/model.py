@@ -97,7 +97,8 @@ def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: i
         stem: first layers. "imagenet": 7x7 stride 2 and max-pooling. "small": 3x3 stride 1 without pooling, for images
             up to 64 pixels. "small-stride2": 3x3 stride 2 without pooling, a quarter of that one's work.
         channels: input channels.
-        **kwargs: passed to `torchvision.models.ResNet`; `zero_init_residual` is True unless told (as published).
+        **kwargs: passed to `torchvision.models.ResNet`; `zero_init_residual` is True unless told (as published),
+            but False for resnet10: with one block a stage, runs of a few epochs barely get past the zeros.
 
     Returns:
         A `torchvision.models.ResNet` whose `fc` is a plain `nn.Identity` that carries `in_features` and
@@ -111,7 +112,7 @@ def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: i
     if stem not in STEMS:
         raise ConfigError(f"unknown stem {stem!r}; choose one of {', '.join(STEMS)}")
     kind = BACKBONES[name]
-    zero_init_residual = kwargs.pop("zero_init_residual", True)
+    zero_init_residual = kwargs.pop("zero_init_residual", not name.startswith("resnet10"))
     net = ResNet(
         Bottleneck if kind.bottleneck else BasicBlock,
         list(kind.blocks),

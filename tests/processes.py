@@ -65,5 +65,5 @@ def _entry(function: Callable[..., Any], rank: int, world_size: int, port: int, 
         results.put((rank, True, function(rank, world_size, *args)))
         dist.barrier()
         dist.destroy_process_group()
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # whatever it is, the parent raises it
         results.put((rank, False, traceback.format_exc()))

@@ -1,4 +1,4 @@
-"""Training under the real `torchrun`: several processes, several nodes, a killed rank, another number at each resume."""
+"""Training under the real `torchrun`: processes, nodes, a killed rank, another number of them at each resume."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_two_nodes_give_the_result_of_one_process(alone, tmp_path, start):
 
 def test_another_number_of_processes_at_each_resume(alone, tmp_path, start):
     finish(start(torchrun(tmp_path, "--max-steps", "3", processes=2)))
-    said = finish(start(torchrun(tmp_path, "--max-steps", "5", processes=1)))
+    finish(start(torchrun(tmp_path, "--max-steps", "5", processes=1)))
     finish(start(torchrun(tmp_path, processes=4)))
     assert_close(tmp_path, alone)
 

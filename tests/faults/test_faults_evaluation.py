@@ -110,7 +110,7 @@ def test_31_one_class_that_can_be_read_is_one_class(weights: str, tmp_path: Path
         evaluate_linear(settings(LinearConfig, train, train, weights))
 
 
-# 55: labels missing where an evaluation needs them; head and backbone that do not belong together ----------------------
+# 55: labels missing where an evaluation needs them; head and backbone that do not belong together --------------------
 
 
 @pytest.mark.parametrize(("evaluate", "kind"), EVERY, ids=names)
