@@ -30,7 +30,7 @@ from barlowtwins.evaluate.crops import CropFlip, LabelledReader
 from barlowtwins.evaluate.finetune import evaluate_finetune
 from barlowtwins.evaluate.labelled import Labelled, open_labelled, open_pair
 from barlowtwins.evaluate.linear import evaluate_linear
-from barlowtwins.evaluate.protocols import FINE_TUNING, PUBLISHED_LINEAR, Protocol, learning_rate
+from barlowtwins.evaluate.protocols import FINE_TUNING, PUBLISHED_LINEAR, Protocol, fine_tuning, learning_rate
 from barlowtwins.evaluate.supervised import score, train_classifier
 from barlowtwins.head import fresh_classifier, load_classifier, load_head
 from barlowtwins.twins import plan_batches
@@ -111,6 +111,15 @@ def test_flags_replace_the_protocols_numbers() -> None:
     assert (changed.epochs, changed.lr_backbone, changed.weight_decay) == (3, 0, 0.1)
     assert (changed.batch_size, changed.lr_head, changed.schedule) == (256, 0.5, "cosine")
     assert changed.frozen
+
+
+def test_little_data_is_passed_over_more_often_unless_told() -> None:
+    protocol = fine_tuning("default", 224)
+    assert [protocol.for_data(steps).epochs for steps in (1, 9, 50, 1000)] == [1000, 112, 20, 20]
+    assert protocol.with_flags(FinetuneConfig("data", epochs=3)).for_data(1).epochs == 3
+    assert fine_tuning("published", 28).for_data(1).epochs == 20
+    assert fine_tuning("default", 28).crop_scale[0] > protocol.crop_scale[0]  # small images are cropped less
+    assert fine_tuning("published", 28).crop_scale == (0.08, 1)
 
 
 # The loop -------------------------------------------------------------------------------------------------------------

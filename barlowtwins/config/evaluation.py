@@ -132,7 +132,8 @@ class FinetuneConfig(_LabelledConfig):
     """Train the backbone further with a linear classifier on top, on all labels, and say how good it is."""
 
     protocol: Literal["default", "published", "paper"] = "default"
-    """default: fit for small data, too. published: the published code's 20 epochs of SGD, cosine. paper: its steps."""
+    """default: 20 epochs, but 1,000 steps at least, so that little data suits it, too. published: 20 epochs of SGD,
+    cosine, as in the published code. paper: with the steps of its appendix."""
     epochs: int | None = None
     """Passes over the images; the protocol's unless told, as all that follows."""
     batch_size: int | None = None

@@ -129,9 +129,8 @@ def _read(folder: str) -> LabelledFeatures:
     labels = np.fromiter((place.get(entry.label, -1) for entry in opened.index()), np.int64, meta["rows"])
     if missing := int((labels < 0).sum()):
         raise DataError(
-            f"{missing:,} of {len(labels):,} rows of {folder} have no label, which an evaluation needs: embed "
-            "images that "
-            "lie in a folder for each class, or a list with a label a line"
+            f"{missing:,} of {len(labels):,} rows of {folder} have no label, which an evaluation needs: embed images "
+            "that lie in a folder for each class, or a list with a label a line"
         )
     network = (meta["weights_sha256"], meta["preprocessing"])
     return LabelledFeatures(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from barlowtwins.config import FinetuneConfig
 from barlowtwins.distributed import open_world
 from barlowtwins.evaluate.labelled import open_pair
-from barlowtwins.evaluate.protocols import FINE_TUNING
+from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.trained import evaluate_trained
 from barlowtwins.weights import load_weights
@@ -26,6 +26,6 @@ def evaluate_finetune(config: FinetuneConfig) -> EvaluationResult:
     """
     with open_world(config.device) as world:
         train, val = open_pair(config.train, config.val, config.data_root)
-        protocol = FINE_TUNING[config.protocol].with_flags(config)
         weights = load_weights(config.weights, progress=world.writes)
+        protocol = fine_tuning(config.protocol, weights.preprocessing.image_size).with_flags(config)
         return evaluate_trained("finetune", config, protocol, train, val, weights, world=world)

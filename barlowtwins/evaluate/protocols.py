@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from barlowtwins.errors import ConfigError
 from barlowtwins.optim import learning_rate_factor
 
-__all__ = ["FINE_TUNING", "PUBLISHED_LINEAR", "Protocol", "learning_rate"]
+__all__ = ["FINE_TUNING", "PUBLISHED_LINEAR", "Protocol", "fine_tuning", "learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Protocol:
     schedule: Literal["cosine", "steps", "warm-up"]
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of the random crops, as a fraction of the image's."""
+    least_steps: int = 0
+    """Little data is passed over more often, until there are so many steps."""
 
     @property
     def frozen(self) -> bool:
@@ -39,12 +42,20 @@ class Protocol:
 
     def with_flags(self, flags: object) -> Protocol:
         """This protocol with the fields of a configuration that are not None in place of its own."""
-        given: dict[str, Any] = {name: getattr(flags, name, None) for name in OPEN}
-        return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+        flagged: dict[str, Any] = {name: getattr(flags, name, None) for name in OPEN}
+        given = {name: value for name, value in flagged.items() if value is not None}
+        least_steps = 0 if "epochs" in given else self.least_steps
+        return dataclasses.replace(self, **given, least_steps=least_steps)
+
+    def for_data(self, steps_per_epoch: int) -> Protocol:
+        """This protocol with the number of epochs that data of this length get."""
+        epochs = max(self.epochs, math.ceil(self.least_steps / steps_per_epoch))
+        return dataclasses.replace(self, epochs=epochs, least_steps=0)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers by name."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "name"}
+        """The numbers by name; `least_steps` only where it decides something."""
+        numbers = {name: value for name, value in dataclasses.asdict(self).items() if name != "name"}
+        return {name: value for name, value in numbers.items() if name != "least_steps" or value}
 
 
 OPEN = ("epochs", "batch_size", "lr_head", "lr_backbone", "weight_decay")  # what flags may change
@@ -55,11 +66,20 @@ PUBLISHED_LINEAR = Protocol("published", 100, 256, 0.3, 0.0, 1e-6, "cosine")
 FINE_TUNING = {
     protocol.name: protocol
     for protocol in (
-        Protocol("default", 30, 64, 0.5, 0.05, 1e-4, "warm-up", (0.3, 1.0)),
+        Protocol("default", 20, 64, 0.5, 0.2, 5e-4, "warm-up", (0.25, 1.0), least_steps=1000),
         Protocol("published", 20, 256, 0.5, 0.005, 0.0, "cosine"),  # the published code's command for 1 % of ImageNet
         Protocol("paper", 20, 256, 0.5, 0.002, 0.0, "steps"),  # the paper's appendix
     )
 }
+SMALL, SMALL_SCALE = 64, (0.6, 1.0)  # pixels; of so small an image a crop of a quarter leaves little to recognise
+
+
+def fine_tuning(name: str, image_size: int) -> Protocol:
+    """The protocol of that name in `FINE_TUNING`; the default one crops images of up to 64 pixels less."""
+    protocol = FINE_TUNING[name]
+    if name == "default" and image_size <= SMALL:
+        return dataclasses.replace(protocol, crop_scale=SMALL_SCALE)
+    return protocol
 
 
 def learning_rate(protocol: Protocol, step: int, steps_per_epoch: int) -> float:

@@ -26,7 +26,7 @@ from barlowtwins.download import download
 from barlowtwins.errors import DataError, UsageError
 from barlowtwins.evaluate.draws import balanced_draw
 from barlowtwins.evaluate.labelled import Labelled, open_pair
-from barlowtwins.evaluate.protocols import FINE_TUNING
+from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.trained import evaluate_trained
 from barlowtwins.weights import load_weights
@@ -84,8 +84,8 @@ def evaluate_semi(config: SemiConfig) -> EvaluationResult:
         root = Path(config.data_root) if config.data_root else default_data_root()
         draw = draw_fraction(train, config.percent, seed=config.seed, cache=root / "imagenet-subsets")
         some = Labelled(subset(train.source, draw.indices), train.labels[draw.indices], train.classes)
-        protocol = FINE_TUNING[config.protocol].with_flags(config)
         weights = load_weights(config.weights, progress=world.writes)
+        protocol = fine_tuning(config.protocol, weights.preprocessing.image_size).with_flags(config)
         return evaluate_trained("semi", config, protocol, some, val, weights, world=world, draw=draw.how)
 
 

@@ -43,6 +43,7 @@ LOG_EVERY = 10  # steps
 class Trained:
     """What training came to."""
 
+    epochs: int
     steps: int
     batch_size: int
     loss: float
@@ -90,6 +91,7 @@ def train_classifier(
     device, count = world.device, len(train.source)
     n = _batch_size(protocol, count, world.size)
     steps_per_epoch = count // n
+    protocol = protocol.for_data(steps_per_epoch)
     steps = protocol.epochs * steps_per_epoch
 
     # The network and its optimiser, new or as the newest checkpoint left them.
@@ -173,7 +175,7 @@ def train_classifier(
                 raise stopped()
             if step == steps or time.monotonic() - saved_at > save_every:
                 save(last_chance=step == steps)
-    return Trained(steps, n, epoch.mean_loss, epoch.accuracy, len(unreadable))
+    return Trained(protocol.epochs, steps, n, epoch.mean_loss, epoch.accuracy, len(unreadable))
 
 
 def score(

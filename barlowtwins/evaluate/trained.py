@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,14 @@ def evaluate_trained(
         scores = score(
             network, val, preprocessing=weights.preprocessing, world=world, workers=workers, precision=precision
         )
+        used = dataclasses.replace(protocol, epochs=trained.epochs, batch_size=trained.batch_size, least_steps=0)
         head_file = Path(config.save_head) if config.save_head else folder / "head.safetensors" if folder else None
         result = EvaluationResult(
             evaluation=evaluation,
             protocol=protocol.name,
             scores=scores,
             train_images=len(train.source),
-            hyperparameters=protocol.to_dict() | {"batch_size": trained.batch_size},
+            hyperparameters=used.to_dict(),
             seconds=time.monotonic() - started,
             out=config.out,
             head=str(head_file) if head_file else None,
