@@ -108,10 +108,14 @@ def main() -> None:
     parser.add_argument("data", help="labelled images, or a data-set name")
     parser.add_argument("--val", help="labelled images to judge by; the test split of a named data set unless told")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one seed and one epoch of fine-tuning: does it work?")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing written: does it work?")
     flags = parser.parse_args()
     seeds, epochs = (1, 1) if flags.quick else (flags.seeds, None)
     found = measure(flags.run, flags.data, flags.val, seeds=seeds, epochs=epochs)
+    table = markdown(found, flags.data, flags.run)
+    print(table)
+    if flags.quick:
+        return
     weights = load_weights(flags.run)
     name = f"protocols-{Path(flags.data).name.replace(':', '-')}"
     path = write_result(
@@ -122,13 +126,10 @@ def main() -> None:
             "backbone": weights.backbone_name,
             "data": flags.data,
             "val": flags.val,
-            "quick": flags.quick,
             "top1": found,
         },
     )
-    table = markdown(found, flags.data, flags.run)
     path.with_suffix(".md").write_text(table, encoding="utf-8")
-    print(table)
 
 
 if __name__ == "__main__":
