@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_told(config: KNNConfig, embedded: Path, tmp_path: 
         evaluate_knn(replace(config, k=(20, 200)))
 
     embed(EmbedConfig(flat, config.weights, str(tmp_path / "flat-emb"), workers=0))
-    with pytest.raises(DataError, match=r"6 of 6 rows of .*flat-emb have no label, which kNN needs"):
+    with pytest.raises(DataError, match=r"6 of 6 rows of .*flat-emb have no label, which an evaluation needs"):
         evaluate_knn(replace(config, train=str(embedded / "train-emb"), val=str(tmp_path / "flat-emb")))
     other = str(write_weights(tmp_path / "other.safetensors", seed=1))
     with pytest.raises(ConfigError, match=r"made by tiny\.safetensors and those of .*val by other\.safetensors"):
