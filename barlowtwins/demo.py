@@ -20,7 +20,6 @@ from barlowtwins.run import RunFolder
 
 __all__ = ["DemoResult", "demo"]
 
-TRAIN, TEST = 10_000, 2_000  # images, as `shapes` has unless told
 FAST_TRAIN, FAST_EPOCHS = 1_000, 2
 NEIGHBOURS = 20
 BAR = 40  # characters that 100 % takes
@@ -76,8 +75,7 @@ def demo(config: DemoConfig) -> DemoResult:
         BarlowTwinsError: whatever pretraining, embedding or loading may raise.
     """
     begin = time.perf_counter()
-    images = FAST_TRAIN if config.fast else TRAIN
-    data = f"shapes:{images}"
+    data = f"shapes:{FAST_TRAIN}" if config.fast else "shapes"
     run = pretrain(
         PretrainConfig(
             data,
