@@ -137,6 +137,13 @@ def test_auto_is_fast_where_the_features_fit(weights: Path, monkeypatch: pytest.
     assert evaluate_linear(settings(weights, None, epochs=1)).protocol == "published"
 
 
+def test_flags_of_the_other_form_are_refused(weights: Path) -> None:
+    with pytest.raises(ConfigError, match="the fast form has no --epochs"):
+        evaluate_linear(settings(weights, None, epochs=3))
+    with pytest.raises(ConfigError, match="the published form has no --l2"):
+        evaluate_linear(settings(weights, None, protocol="published", l2=(0.1,)))
+
+
 def test_in_python_it_is_a_few_lines_with_the_same_result(weights: Path, tmp_path: Path) -> None:
     images = tiny.write_images(tmp_path / "train", 40, classes=2)
     val = tiny.write_images(tmp_path / "val", 20, classes=2, seed=1)

@@ -37,7 +37,7 @@ from barlowtwins.evaluate.trained import evaluate_trained
 from barlowtwins.head import Belonging, Head, save_head
 from barlowtwins.model import feature_width
 from barlowtwins.preprocess import Preprocessing
-from barlowtwins.progress import Progress
+from barlowtwins.progress import Progress, say
 from barlowtwins.weights import Weights, load_weights
 
 __all__ = ["LinearFit", "evaluate_linear", "fit_head", "fit_linear"]
@@ -46,6 +46,7 @@ ASIDE = (0.2, 0.5)  # parts of each class by which penalties are judged: the sec
 UNTRIED_L2 = 0.01  # where every class has one image, and nothing can be set aside
 MEMORY = 16 << 30  # bytes that the fast form may take to be the automatic choice
 BATCH = 64  # images a forward pass of the fast form
+PUBLISHED_FLAGS = ("epochs", "lr_head", "weight_decay")
 
 
 class LinearFit(NamedTuple):
@@ -147,13 +148,23 @@ def evaluate_linear(config: LinearConfig) -> EvaluationResult:
     """
     with open_world(config.device) as world:
         if is_embeddings(config.train):
+            _refuse(config, PUBLISHED_FLAGS, "the fast form")
             return _from_embeddings(config, world)
         train, val = open_pair(config.train, config.val, config.data_root)
         weights = load_weights(config.weights, progress=world.writes)
         if config.protocol == "published" or (config.protocol == "auto" and not _fits(train, weights)):
+            _refuse(config, ("l2",), "the published form")
             protocol = PUBLISHED_LINEAR.with_flags(config)
             return evaluate_trained("linear", config, protocol, train, val, weights, world=world)
+        _refuse(config, PUBLISHED_FLAGS, "the fast form")
         return _from_images(config, train, val, weights, world)
+
+
+def _refuse(config: LinearConfig, names: Sequence[str], form: str) -> None:
+    """A flag that would be ignored is a mistake."""
+    for name in names:
+        if getattr(config, name):
+            raise ConfigError(f"{form} has no --{name.replace('_', '-')}; leave it out, or choose the --protocol")
 
 
 class _Probe(NamedTuple):
@@ -294,5 +305,7 @@ def _for_float64(device: torch.device) -> torch.device:
 
 def _fits(train: Labelled, weights: Weights) -> bool:
     """Whether the features, and what the fit makes of them, fit into memory."""
-    width = feature_width(weights.build())
-    return len(train.source) * (2 * width + 3 * len(train.classes)) * 8 <= MEMORY
+    needed = len(train.source) * (2 * feature_width(weights.build()) + 3 * len(train.classes)) * 8  # float64
+    if needed > MEMORY:
+        say(f"the fast form would take {needed >> 30} GiB of memory; training as published, on crops of the images")
+    return needed <= MEMORY

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from barlowtwins.checkpoint import Checkpoint, Saver, load_newest
 from barlowtwins.device import autocast
 from barlowtwins.distributed import World
 from barlowtwins.embedder import Embedder
-from barlowtwins.errors import ConfigError, StoppedEarly, TrainingError
+from barlowtwins.errors import ConfigError, DataError, StoppedEarly, TrainingError
 from barlowtwins.evaluate.crops import CropFlip, LabelledReader
 from barlowtwins.evaluate.labelled import Labelled
 from barlowtwins.evaluate.protocols import Protocol, learning_rate
@@ -128,17 +129,11 @@ def train_classifier(
             )
             saved_at = time.monotonic()
 
-    def stopped() -> StoppedEarly:
-        save(last_chance=True)
-        return StoppedEarly(
-            f"stopped by {stop.name or 'another process'} after step {step} of {steps}, saved in {folder}; "
-            "the same command goes on from there"
-        )
-
     order = plan_batches(count, n, seed=seed, start=step, stop=steps, rank=world.rank, world_size=world.size)
     reader = LabelledReader(train, CropFlip(preprocessing, scale=protocol.crop_scale, seed=seed))
     stop = StopSignals()
     with (
+        _readers_may_be_stopped_too(stop),
         stop if folder else contextlib.nullcontext(),  # with nothing to save, signals do what they always do
         read_ahead(reader, order, workers=workers, pin_memory=device.type == "cuda") as batches,
         Progress(steps * n, desc="train", initial=step * n, enabled=world.writes) as bar,
@@ -171,10 +166,13 @@ def train_classifier(
             bar.update(n, loss=epoch.mean_loss, accuracy=epoch.accuracy)
             if run and (step % LOG_EVERY == 0 or step % steps_per_epoch == 0):
                 _log(run, step, steps_per_epoch, epoch, optimizer, len(unreadable))
+            if stopping or step == steps or time.monotonic() - saved_at > save_every:
+                save(last_chance=bool(stopping) or step == steps)
             if stopping and step < steps:
-                raise stopped()
-            if step == steps or time.monotonic() - saved_at > save_every:
-                save(last_chance=step == steps)
+                raise StoppedEarly(
+                    f"stopped by {stop.name or 'another process'} after step {step} of {steps}, saved in {folder}; "
+                    "the same command goes on from there"
+                )
     return Trained(protocol.epochs, steps, n, epoch.mean_loss, epoch.accuracy, len(unreadable))
 
 
@@ -214,6 +212,17 @@ def score(
             bar.update(len(logits))
     tally.confusion, tally.others = world.sum(tally.confusion), world.sum(tally.others)
     return tally.scores(val.classes)
+
+
+@contextlib.contextmanager
+def _readers_may_be_stopped_too(stop: StopSignals) -> Iterator[None]:
+    """A scheduler signals the reading processes as well, and they die of it, at any point of a step: nothing is saved."""
+    try:
+        yield
+    except DataError:
+        if not stop.requested:
+            raise
+        raise StoppedEarly(f"stopped by {stop.name}; the same command goes on from the last checkpoint") from None
 
 
 @dataclass(frozen=True)
