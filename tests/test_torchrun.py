@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 STEPS = 8
 FLAGS = (
     "shapes:32 --backbone resnet10_x0_5 --stem small-stride2 --projector 32-32 --image-size 16 --augmentation small "
-    "--epochs 2 --batch-size 8 --optimizer sgd --lr 0.1 --lr-bias 0.1 --weight-decay 0.0001 --workers 0 --knn-every 0 "
+    "--epochs 2 --batch-size 8 --optimizer sgd --lr 0.005 --lr-bias 0.005 --weight-decay 0.0001 --workers 0 --knn-every 0 "
     "--device cpu --log-every 1 --checkpoint-every 1 --report-every 0"
 ).split()
 
@@ -90,8 +90,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             epochs=2,
             batch_size=8,
             optimizer="sgd",
-            lr=0.1,
-            lr_bias=0.1,
+            lr=0.005,
+            lr_bias=0.005,
             weight_decay=1e-4,
             workers=0,
             knn_every=0,
