@@ -235,7 +235,8 @@ def start(config: FinetuneConfig) -> subprocess.Popen[str]:
     ]
     command = [sys.executable, "-m", "barlowtwins", "evaluate", "finetune", config.train, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
 def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
@@ -267,6 +268,15 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on_to_the_bit(
     assert outcome(tmp_path) == undisturbed
     evaluate_finetune(settings(weights, tmp_path, seed=1, overwrite=True))
     assert outcome(tmp_path) != undisturbed
+
+
+def test_a_signal_to_the_reading_processes_as_well_is_a_stop_too(weights: Path, tmp_path: Path) -> None:
+    process = start(settings(weights, tmp_path, epochs=500, workers=2))
+    metrics = tmp_path / "metrics.jsonl"
+    wait_until(process, lambda: metrics.exists() and bool(metrics.read_text()))
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == 75 and "stopped by SIGTERM" in said, said
 
 
 def test_a_killed_process_loses_what_came_after_its_checkpoint_and_no_more(

@@ -216,7 +216,7 @@ def score(
 
 @contextlib.contextmanager
 def _readers_may_be_stopped_too(stop: StopSignals) -> Iterator[None]:
-    """A scheduler signals the reading processes as well, and they die of it, at any point of a step: nothing is saved."""
+    """A scheduler signals the reading processes as well; they die of it, at any point of a step: nothing is saved."""
     try:
         yield
     except DataError:
