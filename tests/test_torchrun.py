@@ -19,19 +19,15 @@ from safetensors.torch import load_file
 from barlowtwins.config import PretrainConfig
 from barlowtwins.pretrain import pretrain
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xfail(
-        reason="unexplained: in fp32 the losses after a resume on 4 processes left the one-process run by 0.9 to 14 %; "
-        "in float64 (test_distributed.py) steps agree to 1e-9. To be understood before this mark goes",
-        strict=False,
-    ),
-]
+pytestmark = pytest.mark.slow
 
+# Batch norm over 8 images makes a network in which rounding grows: with plain SGD, weights that differ by 3e-7 give losses
+# that differ by 10 % eight steps later, in one process. LARS bounds a step by the size of the weights (here 2.5e-4 of it
+# at the peak), so eight steps keep six digits, and yet each loss depends on the steps before by far more than that.
 STEPS = 8
 FLAGS = (
     "shapes:32 --backbone resnet10_x0_5 --stem small-stride2 --projector 32-32 --image-size 16 --augmentation small "
-    "--epochs 2 --batch-size 8 --optimizer sgd --lr 0.005 --lr-bias 0.005 --weight-decay 0.0001 --workers 0 --knn-every 0 "
+    "--epochs 2 --batch-size 8 --optimizer lars --lr 8 --lr-bias 0.00008 --weight-decay 0.0001 --workers 0 --knn-every 0 "
     "--device cpu --log-every 1 --checkpoint-every 1 --report-every 0"
 ).split()
 
@@ -76,9 +72,9 @@ def result(out: Path) -> tuple[dict[str, torch.Tensor], list[float]]:
 
 def assert_close(out: Path, reference: Path) -> None:
     (weights, losses), (expected, expected_losses) = result(out), result(reference)
-    assert losses == pytest.approx(expected_losses, rel=1e-3)
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
     for key, value in expected.items():
-        torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-3, msg=key)
+        torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=2e-5, msg=key)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +92,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             augmentation="small",
             epochs=2,
             batch_size=8,
-            optimizer="sgd",
-            lr=0.005,
-            lr_bias=0.005,
+            optimizer="lars",
+            lr=8.0,
+            lr_bias=8e-5,
             weight_decay=1e-4,
             workers=0,
             knn_every=0,
