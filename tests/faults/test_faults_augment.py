@@ -25,7 +25,7 @@ def ramp(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("backend", ["pillow", "auto"])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize(("width", "height"), SLENDER)
-def test_twin_views_show_the_middle_of_the_image(width: int, height: int, name: str, backend: str) -> None:
+def test_37_twin_views_show_the_middle_of_the_image(width: int, height: int, name: str, backend: str) -> None:
     recipe = dataclasses.replace(AUGMENTATIONS[name], size=24, **PLAIN)  # type: ignore[arg-type]
     transform, image = TwinTransform(recipe, backend), ramp(width, height)
     level = np.asarray(image)[height // 2, width // 2, 0] / 255
@@ -40,7 +40,7 @@ def test_twin_views_show_the_middle_of_the_image(width: int, height: int, name: 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize(("width", "height"), SLENDER)
-def test_twin_views_with_every_distortion_stay_in_range(width: int, height: int, name: str) -> None:
+def test_37_twin_views_with_every_distortion_stay_in_range(width: int, height: int, name: str) -> None:
     recipe = dataclasses.replace(
         AUGMENTATIONS[name], size=24, jitter_p=1.0, grey_p=1.0, blur_p=(1.0, 1.0), solarize_p=(1.0, 1.0)
     )
@@ -54,7 +54,7 @@ def test_twin_views_with_every_distortion_stay_in_range(width: int, height: int,
 
 @pytest.mark.parametrize("resize", [256, None])
 @pytest.mark.parametrize(("width", "height"), SLENDER)
-def test_evaluation_shows_the_middle_of_the_image(width: int, height: int, resize: int | None) -> None:
+def test_37_evaluation_shows_the_middle_of_the_image(width: int, height: int, resize: int | None) -> None:
     image = ramp(width, height)
     pixels = Preprocessing(224, resize, mean=(0.0,) * 3, std=(1.0,) * 3)(image) * 255
     assert pixels.shape == (3, 224, 224)

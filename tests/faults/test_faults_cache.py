@@ -86,7 +86,7 @@ def _flip_one_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("published", [64, 10, 0], ids=["whole digest", "prefix", "no digest"])
-def test_one_flipped_bit_is_noticed_at_load_and_mended(
+def test_10_one_flipped_bit_is_noticed_at_load_and_mended(
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,7 +107,7 @@ def test_one_flipped_bit_is_noticed_at_load_and_mended(
     assert path.read_bytes() == data
 
 
-def test_a_rotten_file_is_refused_offline(tmp_path: Path) -> None:
+def test_10_a_rotten_file_is_refused_offline(tmp_path: Path) -> None:
     target = tmp_path / "w.pth"
     with Server() as gone:
         url = gone.answer("/w.pth", file(DATA))
@@ -119,7 +119,7 @@ def test_a_rotten_file_is_refused_offline(tmp_path: Path) -> None:
     assert target.read_bytes() == rotten  # it is the user's to throw away
 
 
-def test_a_server_that_changed_its_file_is_not_trusted_over_our_record(server: Server, tmp_path: Path) -> None:
+def test_10_a_server_that_changed_its_file_is_not_trusted_over_our_record(server: Server, tmp_path: Path) -> None:
     """Nothing is published about this file, but what was first seen is remembered."""
     other = DATA[::-1]
     url = server.answer("/w.pth", file(DATA), file(other))
@@ -135,7 +135,7 @@ def test_a_server_that_changed_its_file_is_not_trusted_over_our_record(server: S
 
 
 @posix
-def test_a_read_only_cache_serves_what_it_has_and_says_what_it_cannot(
+def test_11_a_read_only_cache_serves_what_it_has_and_says_what_it_cannot(
     server: Server, shared_folder: Path, fetch: Fetch
 ) -> None:
     url = server.answer("/w.pth", file(DATA))
@@ -153,7 +153,7 @@ def test_a_read_only_cache_serves_what_it_has_and_says_what_it_cannot(
 # 12: TORCH_HOME -------------------------------------------------------------------------------------------------------
 
 
-def test_torch_home_with_spaces_is_used(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_12_torch_home_with_spaces_is_used(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "my torch, größer"
     monkeypatch.setenv("TORCH_HOME", str(home))
     data = saved(backbone_state())
@@ -162,7 +162,7 @@ def test_torch_home_with_spaces_is_used(server: Server, tmp_path: Path, monkeypa
     assert path.read_bytes() == data
 
 
-def test_torch_home_that_cannot_be_made_is_named(
+def test_12_torch_home_that_cannot_be_made_is_named(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -176,7 +176,7 @@ def test_torch_home_that_cannot_be_made_is_named(
 
 
 @posix
-def test_what_a_killed_process_leaves_is_ignored_and_swept_when_a_day_old(
+def test_13_what_a_killed_process_leaves_is_ignored_and_swept_when_a_day_old(
     server: Server, tmp_path: Path, fetch: Fetch
 ) -> None:
     url = server.answer("/w.pth", slowly(DATA, pieces=4, pause=30), file(DATA))
@@ -198,7 +198,7 @@ def test_what_a_killed_process_leaves_is_ignored_and_swept_when_a_day_old(
 # 14: a folder in the way ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_in_the_place_of_the_file_is_named(server: Server, tmp_path: Path) -> None:
+def test_14_a_folder_in_the_place_of_the_file_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "w.pth").mkdir()
     with pytest.raises(DownloadError, match=r"w\.pth is a folder"):
         download(server.answer("/w.pth", file(DATA)), tmp_path / "w.pth", **FAST)
@@ -208,7 +208,7 @@ def test_a_folder_in_the_place_of_the_file_is_named(server: Server, tmp_path: Pa
 # 15: crowds -----------------------------------------------------------------------------------------------------------
 
 
-def test_eight_processes_at_once_fetch_one_file_once(server: Server, tmp_path: Path, fetch: Fetch) -> None:
+def test_15_eight_processes_at_once_fetch_one_file_once(server: Server, tmp_path: Path, fetch: Fetch) -> None:
     url = server.answer("/w.pth", slowly(DATA, pieces=20, pause=0.1))
     processes = [fetch(url, tmp_path / "w.pth", f"sha256={SHA256}") for _ in range(8)]
     for process in processes:
@@ -220,7 +220,7 @@ def test_eight_processes_at_once_fetch_one_file_once(server: Server, tmp_path: P
 
 
 @posix
-def test_nobody_waits_for_a_dead_owner(server: Server, tmp_path: Path, fetch: Fetch) -> None:
+def test_15_nobody_waits_for_a_dead_owner(server: Server, tmp_path: Path, fetch: Fetch) -> None:
     url = server.answer("/w.pth", slowly(DATA, pieces=4, pause=30), file(DATA))
     owner = fetch(url, tmp_path / "w.pth")
     _wait_for(lambda: server.requests and list(tmp_path.glob(".w.pth.*.partial")))
@@ -232,7 +232,7 @@ def test_nobody_waits_for_a_dead_owner(server: Server, tmp_path: Path, fetch: Fe
 
 
 @posix
-def test_nobody_waits_for_ever_for_an_owner_that_hangs(
+def test_15_nobody_waits_for_ever_for_an_owner_that_hangs(
     server: Server, tmp_path: Path, fetch: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -256,7 +256,7 @@ def test_two_weights_of_the_same_name_do_not_collide(
     assert len(server.requests) == 2
 
 
-def test_a_file_that_its_owner_may_not_read_is_named(tmp_path: Path) -> None:
+def test_12_a_file_that_its_owner_may_not_read_is_named(tmp_path: Path) -> None:
     loop = tmp_path / "loop.pth"
     loop.symlink_to(loop)
     with pytest.raises(WeightsError, match=r"loop\.pth"):

@@ -37,16 +37,16 @@ def all_read(source: Source) -> bool:
 class TestNothingThere:
     """Fault 26."""
 
-    def test_missing(self, tmp_path: Path) -> None:
+    def test_26_missing(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"^no folder, file or data set '.*holiday'; data sets: shapes"):
             open_source(tmp_path / "holiday")
 
-    def test_empty(self, tmp_path: Path) -> None:
+    def test_26_empty(self, tmp_path: Path) -> None:
         (tmp_path / "a" / "b").mkdir(parents=True)
         with pytest.raises(DataError, match=f"^no images in {tmp_path}: no files are there$"):
             open_source(tmp_path)
 
-    def test_without_images(self, tmp_path: Path) -> None:
+    def test_26_without_images(self, tmp_path: Path) -> None:
         for name in [f"{n}.txt" for n in range(9)] + ["1.pdf", "2.PDF", "sub/3.pdf", "Makefile", "a.doc"]:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
@@ -55,7 +55,7 @@ class TestNothingThere:
             open_source(tmp_path)
 
     @POSIX
-    def test_a_folder_that_must_not_be_read(self) -> None:
+    def test_26_a_folder_that_must_not_be_read(self) -> None:
         with tempfile.TemporaryDirectory() as name:
             root = Path(name)
             root.chmod(0o755)
@@ -83,7 +83,7 @@ def not_as_root() -> Iterator[None]:
 class TestOddFolders:
     """Fault 27."""
 
-    def test_flat_and_nested_with_odd_names(self, tmp_path: Path) -> None:
+    def test_27_flat_and_nested_with_odd_names(self, tmp_path: Path) -> None:
         names = ["a b.png", "ä.PNG", "日本/猫 1.Jpeg", "x.y.z/w..png", "-rf.png", "#1.png", "100%.png", "🙂.png"]
         for name in names:
             draw(tmp_path / name)
@@ -95,7 +95,7 @@ class TestOddFolders:
         assert all_read(source)
 
     @POSIX
-    def test_names_that_are_not_unicode(self, tmp_path: Path) -> None:
+    def test_27_names_that_are_not_unicode(self, tmp_path: Path) -> None:
         name = os.fsdecode(b"caf\xe9.png")
         try:
             draw(tmp_path / name)
@@ -106,7 +106,7 @@ class TestOddFolders:
         assert all_read(source)
         assert len(source.fingerprint()) == 64
 
-    def test_hidden_files_and_our_own_temporary_files_are_left_out(self, tmp_path: Path) -> None:
+    def test_27_hidden_files_and_our_own_temporary_files_are_left_out(self, tmp_path: Path) -> None:
         draw(tmp_path / "a.png")
         draw(tmp_path / "._a.png")
         draw(tmp_path / ".hidden" / "b.png")
@@ -117,7 +117,7 @@ class TestOddFolders:
         assert keys(open_source(tmp_path)) == ["a.png", "c.png"]
 
     @POSIX
-    def test_loops_of_links_end(self, tmp_path: Path) -> None:
+    def test_27_loops_of_links_end(self, tmp_path: Path) -> None:
         draw(tmp_path / "a" / "1.png")
         draw(tmp_path / "b" / "2.png")
         (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
@@ -129,7 +129,7 @@ class TestOddFolders:
         assert keys(open_source(tmp_path)) == expected
 
     @POSIX
-    def test_links_to_files_are_read_and_broken_ones_are_reported(self, tmp_path: Path) -> None:
+    def test_27_links_to_files_are_read_and_broken_ones_are_reported(self, tmp_path: Path) -> None:
         draw(tmp_path / "elsewhere" / "real", 5)
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "good.png").symlink_to("../elsewhere/real")
@@ -140,7 +140,7 @@ class TestOddFolders:
         assert keys(source) == ["gone.png", "good.png", "knot.png"]
         assert [isinstance(source.read(index), Unreadable) for index in range(3)] == [True, False, True]
 
-    def test_a_folder_that_is_named_like_an_image(self, tmp_path: Path) -> None:
+    def test_27_a_folder_that_is_named_like_an_image(self, tmp_path: Path) -> None:
         draw(tmp_path / "album.jpg" / "1.png")
         assert keys(open_source(tmp_path)) == ["album.jpg/1.png"]
 
@@ -148,7 +148,7 @@ class TestOddFolders:
 class TestWhileRunning:
     """Fault 28."""
 
-    def test_a_file_that_vanishes_or_becomes_unreadable(self, tmp_path: Path) -> None:
+    def test_28_a_file_that_vanishes_or_becomes_unreadable(self, tmp_path: Path) -> None:
         for name in ("1.png", "2.png", "3.png", "4.png"):
             draw(tmp_path / name)
         source = open_source(tmp_path)
@@ -163,7 +163,7 @@ class TestWhileRunning:
         assert isinstance(read[3], Image.Image)
 
     @POSIX
-    def test_a_file_whose_permission_is_taken_away(self) -> None:
+    def test_28_a_file_whose_permission_is_taken_away(self) -> None:
         with tempfile.TemporaryDirectory() as name:
             root = Path(name)
             root.chmod(0o755)
@@ -177,7 +177,7 @@ class TestWhileRunning:
 class TestOrder:
     """Fault 29."""
 
-    def test_order_does_not_depend_on_the_file_system(self, tmp_path: Path) -> None:
+    def test_29_order_does_not_depend_on_the_file_system(self, tmp_path: Path) -> None:
         names = [f"{folder}/{n}.png" for folder in ("b", "a", "A", "a-", "a.d", "ab") for n in (10, 9, 1)]
         if (tmp_path / "A").exists() or sys.platform in ("win32", "darwin"):
             names = [name for name in names if not name.startswith("A/")]
@@ -192,7 +192,7 @@ class TestOrder:
 class TestChanged:
     """Fault 30: a resume compares fingerprints."""
 
-    def test_one_more_image_changes_the_fingerprint_and_another_place_does_not(self, tmp_path: Path) -> None:
+    def test_30_one_more_image_changes_the_fingerprint_and_another_place_does_not(self, tmp_path: Path) -> None:
         for name in ("a/1.png", "b/2.png"):
             draw(tmp_path / "here" / name)
         before = open_source(tmp_path / "here").fingerprint()
@@ -205,7 +205,7 @@ class TestChanged:
 class TestFewClasses:
     """Fault 31."""
 
-    def test_one_class_and_a_class_with_one_image(self, tmp_path: Path) -> None:
+    def test_31_one_class_and_a_class_with_one_image(self, tmp_path: Path) -> None:
         draw(tmp_path / "only" / "1.png")
         source = open_source(tmp_path)
         assert source.classes == ("only",)

@@ -32,12 +32,12 @@ def _nothing_left(folder: Path) -> bool:
 # 1: body shorter than Content-Length ----------------------------------------------------------------------------------
 
 
-def test_a_short_body_is_noticed_and_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_01_a_short_body_is_noticed_and_asked_for_again(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", drop(DATA, after=100_000, etag=None), file(DATA, etag=None, ranges=False))
     assert download(url, tmp_path / "w.pth", **FAST).read_bytes() == DATA
 
 
-def test_a_body_that_stays_short_is_never_kept(server: Server, tmp_path: Path) -> None:
+def test_01_a_body_that_stays_short_is_never_kept(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", drop(DATA, after=100_000))
     with pytest.raises(DownloadError, match=r"broke after 65,536 bytes.*, 4 times"):
         download(url, tmp_path / "w.pth", **FAST)
@@ -46,7 +46,7 @@ def test_a_body_that_stays_short_is_never_kept(server: Server, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("known", ["size", "sha256"])
-def test_a_short_body_without_length_is_noticed_by_what_is_on_record(
+def test_01_a_short_body_without_length_is_noticed_by_what_is_on_record(
     server: Server, tmp_path: Path, known: str
 ) -> None:
     url = server.answer("/w.pth", without_length(DATA[:1000]))
@@ -56,7 +56,7 @@ def test_a_short_body_without_length_is_noticed_by_what_is_on_record(
     assert _nothing_left(tmp_path)
 
 
-def test_an_empty_body_is_no_file(server: Server, tmp_path: Path) -> None:
+def test_01_an_empty_body_is_no_file(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", without_length(b""))
     with pytest.raises(DownloadError, match="ended after 0"):
         download(url, tmp_path / "w.pth", **FAST)
@@ -66,7 +66,7 @@ def test_an_empty_body_is_no_file(server: Server, tmp_path: Path) -> None:
 # 2: connection dropped ------------------------------------------------------------------------------------------------
 
 
-def test_a_dropped_connection_is_resumed_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_02_a_dropped_connection_is_resumed_where_it_broke(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", drop(DATA, after=123_456), file(DATA))
     assert download(url, tmp_path / "w.pth", sha256=SHA256, **FAST).read_bytes() == DATA
     first, second = server.requests
@@ -75,19 +75,19 @@ def test_a_dropped_connection_is_resumed_where_it_broke(server: Server, tmp_path
     assert second.headers["If-Range"] == '"version-1"'
 
 
-def test_a_file_that_changed_in_between_is_fetched_from_the_start(server: Server, tmp_path: Path) -> None:
+def test_02_a_file_that_changed_in_between_is_fetched_from_the_start(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", drop(OTHER, after=123_456, etag='"old"'), file(DATA, etag='"new"'))
     assert download(url, tmp_path / "w.pth", **FAST).read_bytes() == DATA
 
 
-def test_pieces_of_two_versions_do_not_pass_as_one_file(server: Server, tmp_path: Path) -> None:
+def test_02_pieces_of_two_versions_do_not_pass_as_one_file(server: Server, tmp_path: Path) -> None:
     """Without any mark of the version only the digest tells, and one try from the start mends it."""
     url = server.answer("/w.pth", drop(OTHER, after=123_456, etag=None), file(DATA, etag=None))
     assert download(url, tmp_path / "w.pth", sha256=SHA256, **FAST).read_bytes() == DATA
     assert len(server.requests) == 3
 
 
-def test_many_drops_are_survived_while_each_try_brings_something_new(server: Server, tmp_path: Path) -> None:
+def test_02_many_drops_are_survived_while_each_try_brings_something_new(server: Server, tmp_path: Path) -> None:
     big = random.Random(2).randbytes(8 << 20)
 
     def drops_every_time(handler) -> None:
@@ -107,7 +107,7 @@ def test_many_drops_are_survived_while_each_try_brings_something_new(server: Ser
 # 3: ranges ignored ----------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, tmp_path: Path) -> None:
+def test_03_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", drop(DATA, after=123_456), file(DATA, ranges=False))
     assert download(url, tmp_path / "w.pth", **FAST).read_bytes() == DATA
     assert "Range" in server.requests[1].headers
@@ -122,7 +122,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, tmp
     ],
     ids=["another part", "a part of it does not say what", "no such range"],
 )
-def test_a_wrong_part_is_not_appended(server: Server, tmp_path: Path, wrong) -> None:
+def test_03_a_wrong_part_is_not_appended(server: Server, tmp_path: Path, wrong) -> None:
     url = server.answer("/w.pth", drop(DATA, after=100_000), wrong, file(DATA))
     assert download(url, tmp_path / "w.pth", **FAST).read_bytes() == DATA
 
@@ -130,12 +130,12 @@ def test_a_wrong_part_is_not_appended(server: Server, tmp_path: Path, wrong) -> 
 # 4: stalls ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stall_times_out_and_the_rest_is_fetched(server: Server, tmp_path: Path) -> None:
+def test_04_a_stall_times_out_and_the_rest_is_fetched(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", stall(2.0, DATA[:1000]), file(DATA, etag=None))
     assert download(url, tmp_path / "w.pth", sha256=SHA256, **FAST).read_bytes() == DATA
 
 
-def test_a_server_that_only_stalls_ends_in_a_clear_error(server: Server, tmp_path: Path) -> None:
+def test_04_a_server_that_only_stalls_ends_in_a_clear_error(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", stall(1.0))
     started = time.monotonic()
     with pytest.raises(DownloadError, match=r"timed out.*, 2 times"):
@@ -149,7 +149,7 @@ def test_a_server_that_only_stalls_ends_in_a_clear_error(server: Server, tmp_pat
 PAGE = b"\n<!DOCTYPE html><html><body>Please log in</body></html>" * 10
 
 
-def test_a_web_page_is_refused_by_its_content_type(server: Server, tmp_path: Path) -> None:
+def test_05_a_web_page_is_refused_by_its_content_type(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", file(PAGE, Content_Type="text/html; charset=utf-8"))
     with pytest.raises(DownloadError, match="text/html"):
         download(url, tmp_path / "w.pth", **FAST)
@@ -157,7 +157,7 @@ def test_a_web_page_is_refused_by_its_content_type(server: Server, tmp_path: Pat
     assert _nothing_left(tmp_path)
 
 
-def test_a_web_page_is_refused_by_its_first_bytes(server: Server, tmp_path: Path) -> None:
+def test_05_a_web_page_is_refused_by_its_first_bytes(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", file(PAGE))
     with pytest.raises(DownloadError, match="web page"):
         download(url, tmp_path / "w.pth", **FAST)
@@ -168,33 +168,33 @@ def test_a_web_page_is_refused_by_its_first_bytes(server: Server, tmp_path: Path
 
 
 @pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, code: int) -> None:
+def test_06_a_busy_server_is_asked_again(server: Server, tmp_path: Path, code: int) -> None:
     url = server.answer("/w.pth", status(code), status(code), file(DATA))
     assert download(url, tmp_path / "w.pth", **FAST).read_bytes() == DATA
 
 
-def test_a_server_that_stays_busy_is_named_with_its_answer(server: Server, tmp_path: Path) -> None:
+def test_06_a_server_that_stays_busy_is_named_with_its_answer(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", status(503))
     with pytest.raises(DownloadError, match="503 Service Unavailable, 3 times"):
         download(url, tmp_path / "w.pth", attempts=3, **FAST)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_honoured(server: Server, tmp_path: Path, form: str) -> None:
+def test_06_retry_after_is_honoured(server: Server, tmp_path: Path, form: str) -> None:
     started = time.time()
     wait = "1" if form == "seconds" else formatdate(started + 2, usegmt=True)  # a date loses its fraction of a second
     download(server.answer("/w.pth", status(429, Retry_After=wait), file(DATA)), tmp_path / "w.pth", **FAST)
     assert 0.99 < time.time() - started < 10
 
 
-def test_a_server_that_asks_for_an_hour_is_reported_at_once(server: Server, tmp_path: Path) -> None:
+def test_06_a_server_that_asks_for_an_hour_is_reported_at_once(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", status(429, Retry_After="3600"))
     with pytest.raises(DownloadError, match="3,600 s"):
         download(url, tmp_path / "w.pth", **FAST)
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410, 451])
-def test_a_refusal_is_final(server: Server, tmp_path: Path, code: int) -> None:
+def test_06_a_refusal_is_final(server: Server, tmp_path: Path, code: int) -> None:
     url = server.answer("/w.pth", status(code))
     with pytest.raises(DownloadError, match=f"{code}.*{url}"):
         download(url, tmp_path / "w.pth", **FAST)
@@ -205,14 +205,14 @@ def test_a_refusal_is_final(server: Server, tmp_path: Path, code: int) -> None:
 # 7: redirects and TLS -------------------------------------------------------------------------------------------------
 
 
-def test_redirects_on_loopback_are_followed(server: Server, tmp_path: Path) -> None:
+def test_07_redirects_on_loopback_are_followed(server: Server, tmp_path: Path) -> None:
     server.answer("/there", redirect("/w.pth"))
     server.answer("/w.pth", file(DATA))
     assert download(server.answer("/here", redirect("there", 307)), tmp_path / "w", **FAST).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("where", ["http://example.org/w.pth", "ftp://127.0.0.1/w.pth", "file:///etc/passwd"])
-def test_a_redirect_to_anything_but_https_is_refused_before_it_is_asked(
+def test_07_a_redirect_to_anything_but_https_is_refused_before_it_is_asked(
     server: Server, tmp_path: Path, where: str
 ) -> None:
     server.answer("/second", redirect(where))
@@ -221,19 +221,19 @@ def test_a_redirect_to_anything_but_https_is_refused_before_it_is_asked(
     assert _nothing_left(tmp_path)
 
 
-def test_endless_redirects_end(server: Server, tmp_path: Path) -> None:
+def test_07_endless_redirects_end(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", redirect("/w.pth"))
     with pytest.raises(DownloadError, match="more than 10 times"):
         download(url, tmp_path / "w.pth", **FAST)
 
 
 @pytest.mark.parametrize("url", ["http://example.org/w.pth", "/etc/passwd", "https:///w.pth", "http://127.0.0.1.evil/"])
-def test_plain_http_is_refused_off_loopback(tmp_path: Path, url: str) -> None:
+def test_07_plain_http_is_refused_off_loopback(tmp_path: Path, url: str) -> None:
     with pytest.raises(DownloadError, match="https only"):
         download(url, tmp_path / "w.pth", **FAST)
 
 
-def test_a_server_without_tls_is_refused(server: Server, tmp_path: Path) -> None:
+def test_07_a_server_without_tls_is_refused(server: Server, tmp_path: Path) -> None:
     url = server.answer("/w.pth", file(DATA)).replace("http:", "https:")
     with pytest.raises(DownloadError, match="TLS failed"):
         download(url, tmp_path / "w.pth", **FAST)
@@ -241,7 +241,7 @@ def test_a_server_without_tls_is_refused(server: Server, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate; it is not installed")
-def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+def test_07_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
     import ssl
 
     key, certificate, cache = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "cache"
@@ -273,7 +273,7 @@ except DownloadError as error:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file-size limits are of POSIX")
 @pytest.mark.parametrize("known", [True, False], ids=["with length", "without"])
-def test_a_disk_that_fills_up_is_named_with_the_bytes_that_are_needed(
+def test_08_a_disk_that_fills_up_is_named_with_the_bytes_that_are_needed(
     server: Server, tmp_path: Path, known: bool
 ) -> None:
     url = server.answer("/w.pth", file(DATA) if known else without_length(DATA))
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_up_is_named_with_the_bytes_that_are_needed(
     assert _nothing_left(tmp_path)
 
 
-def test_a_file_larger_than_the_disk_is_refused_before_its_first_byte(server: Server, tmp_path: Path) -> None:
+def test_08_a_file_larger_than_the_disk_is_refused_before_its_first_byte(server: Server, tmp_path: Path) -> None:
     exabyte = 1 << 60
     url = server.answer("/w.pth", drop(DATA, after=0, claim=exabyte))
     with pytest.raises(DownloadError, match=rf"no space left .*w\.pth.* {exabyte:,} bytes are needed"):
@@ -298,14 +298,14 @@ def test_a_file_larger_than_the_disk_is_refused_before_its_first_byte(server: Se
 # 9: offline -----------------------------------------------------------------------------------------------------------
 
 
-def test_offline_a_verified_file_in_the_cache_serves(tmp_path: Path) -> None:
+def test_09_offline_a_verified_file_in_the_cache_serves(tmp_path: Path) -> None:
     with Server() as gone:
         url = gone.answer("/w.pth", file(DATA))
         download(url, tmp_path / "w.pth", sha256=SHA256, **FAST)
     assert download(url, tmp_path / "w.pth", sha256=SHA256, **FAST).read_bytes() == DATA
 
 
-def test_offline_the_error_says_which_file_to_put_where(tmp_path: Path) -> None:
+def test_09_offline_the_error_says_which_file_to_put_where(tmp_path: Path) -> None:
     with Server() as gone:
         url = gone.url("/w.pth")
     with pytest.raises(DownloadError) as caught:
@@ -315,7 +315,7 @@ def test_offline_the_error_says_which_file_to_put_where(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_offline_a_file_put_there_by_hand_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_09_offline_a_file_put_there_by_hand_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Server() as gone:
         url = gone.url("/w.pth")
     target = tmp_path / "w.pth"

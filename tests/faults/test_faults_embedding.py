@@ -245,7 +245,7 @@ def test_55_labels_that_are_missing_are_told_before_anything_is_embedded(config:
         evaluate_knn(replace(settings, train=config.out, val=config.out))
 
 
-def test_two_processes_do_not_embed_into_one_folder(config: EmbedConfig) -> None:
+def test_16_two_processes_do_not_embed_into_one_folder(config: EmbedConfig) -> None:
     with FolderLock(config.out), pytest.raises(RunLockedError, match=f"process {os.getpid()} on"):
         embed(config)
 

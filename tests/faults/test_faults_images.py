@@ -79,14 +79,14 @@ def pixels(image: Image.Image | Unreadable) -> npt.NDArray[np.int64]:
 
 class TestTruncated:
     @pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("jpeg", "png", "apng"))])
-    def test_any_cut_of_a_jpeg_or_png_file_is_unreadable(self, name: str) -> None:
+    def test_32_any_cut_of_a_jpeg_or_png_file_is_unreadable(self, name: str) -> None:
         data = file(name)
         assert isinstance(read_image(data), Image.Image)
         for end in range(len(data)):
             assert isinstance(read_image(data[:end]), Unreadable), f"cut after {end} of {len(data)} bytes"
 
     @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(("jpeg", "png", "apng"))])
-    def test_a_cut_of_another_file_is_unreadable_or_beyond_the_first_image(self, name: str) -> None:
+    def test_32_a_cut_of_another_file_is_unreadable_or_beyond_the_first_image(self, name: str) -> None:
         data = file(name)
         whole = pixels(read_image(data))
         readable = 0
@@ -98,7 +98,7 @@ class TestTruncated:
         second_frame = name == "gif animated"
         assert readable <= (len(data) / 3 if second_frame else 1)  # trailers and padding
 
-    def test_reading_another_image_before_leaves_no_trace(self) -> None:
+    def test_32_reading_another_image_before_leaves_no_trace(self) -> None:
         """A decoder that keeps quiet about missing data would show what lay in memory: the neighbour's pixels."""
         neighbour = Image.fromarray(np.full((256, 256, 3), 200, np.uint8))
         data = encode(Image.fromarray(np.zeros((256, 256, 3), np.uint8)), "JPEG")
@@ -109,7 +109,7 @@ class TestTruncated:
 
 class TestDamaged:
     @pytest.mark.parametrize("name", FILES)
-    def test_random_damage_is_unreadable_or_an_image(self, name: str) -> None:
+    def test_32_random_damage_is_unreadable_or_an_image(self, name: str) -> None:
         chance = random.Random(name)
         data = file(name)
         for _ in range(60):
@@ -121,7 +121,7 @@ class TestDamaged:
                 assert image.mode == "RGB"
                 assert len(image.tobytes()) == 3 * image.width * image.height
 
-    def test_damaged_exif_counts_as_none(self) -> None:
+    def test_36_damaged_exif_counts_as_none(self) -> None:
         damaged = [b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0XX*\0\x08\0\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff"]
         letter = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0A\0\0\0\0\0\0\0"  # orientation "A"
         for exif in [*damaged, letter]:
@@ -163,7 +163,7 @@ def with_right_checksums(png: bytes) -> bytes:
 
 
 class TestMislabelled:
-    def test_zero_bytes_and_text(self, tmp_path: Path) -> None:
+    def test_33_zero_bytes_and_text(self, tmp_path: Path) -> None:
         (tmp_path / "empty.jpg").touch()
         (tmp_path / "text.jpg").write_text("This is no image.\n" * 100)
         assert read_image(tmp_path / "empty.jpg") == Unreadable(str(tmp_path / "empty.jpg"), "the file is empty")
@@ -171,7 +171,7 @@ class TestMislabelled:
         assert isinstance(text, Unreadable)
         assert "not an image" in text.why
 
-    def test_a_file_is_read_by_content(self, tmp_path: Path) -> None:
+    def test_33_a_file_is_read_by_content(self, tmp_path: Path) -> None:
         (tmp_path / "photo.png").write_bytes(file("jpeg"))
         (tmp_path / "photo").write_bytes(file("png"))
         np.testing.assert_array_equal(pixels(read_image(tmp_path / "photo.png")), pixels(read_image(file("jpeg"))))
@@ -227,13 +227,13 @@ BOMBS: dict[str, bytes] = {
 
 class TestDecompressionBombs:
     @pytest.mark.parametrize("name", BOMBS)
-    def test_refused_from_the_header(self, name: str) -> None:
+    def test_34_refused_from_the_header(self, name: str) -> None:
         image = read_image(BOMBS[name])
         assert isinstance(image, Unreadable)
         assert "pixels" in image.why, image.why
 
     @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux counts it")
-    def test_memory_stays_bounded(self, tmp_path: Path) -> None:
+    def test_34_memory_stays_bounded(self, tmp_path: Path) -> None:
         for name, data in BOMBS.items():
             (tmp_path / name).write_bytes(data)
         program = (
@@ -253,7 +253,7 @@ class TestUnusual:
     """Fault 35; tests/test_images.py compares the colours of each with its definition."""
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "I", "F", "CMYK", "LAB"])
-    def test_every_mode_that_a_tiff_or_png_file_can_have(self, mode: str) -> None:
+    def test_35_every_mode_that_a_tiff_or_png_file_can_have(self, mode: str) -> None:
         image = picture("RGB") if mode not in ("I;16", "I", "F", "LAB") else Image.new(mode, (37, 23))
         data = encode(image if image.mode == mode else image.convert(mode), "PNG" if mode == "P" else "TIFF")
         assert pixels(read_image(data)).shape == (23, 37, 3)
@@ -262,7 +262,7 @@ class TestUnusual:
         "format", [format for format in FORMATS if format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")]
     )
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_exif_orientation_is_applied_once(self, format: str, orientation: int) -> None:
+    def test_36_exif_orientation_is_applied_once(self, format: str, orientation: int) -> None:
         upright = np.zeros((32, 48, 3), np.uint8)
         upright[:16, :16], upright[:16, 16:], upright[16:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
         exif = Image.Exif()
@@ -277,12 +277,12 @@ class TestUnusual:
         assert isinstance(image, Image.Image) and 0x0112 not in image.getexif()
 
     @pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 11, reason="this Pillow does not look for it in WebP")
-    def test_xmp_orientation(self) -> None:
+    def test_36_xmp_orientation(self) -> None:
         xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
         assert pixels(read_image(encode(picture(), "WEBP", xmp=xmp))).shape == (37, 23, 3)
 
     @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
-    def test_the_first_frame_of_several(self, format: str) -> None:
+    def test_36_the_first_frame_of_several(self, format: str) -> None:
         red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
         options = {"lossless": True} if format == "WEBP" else {}
         data = encode(red, format, save_all=True, append_images=[blue, red, blue], **options)
@@ -291,7 +291,7 @@ class TestUnusual:
         assert (pixels(read_image(data)) == [255, 0, 0]).all()
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-    def test_slender_images(self, size: tuple[int, int]) -> None:
+    def test_37_slender_images(self, size: tuple[int, int]) -> None:
         for format in ("JPEG", "PNG", "WEBP", "TIFF"):
             assert pixels(read_image(encode(Image.new("RGB", size, "white"), format))).shape == (size[1], size[0], 3)
 
@@ -310,7 +310,7 @@ def as_stored(upright: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[n
 class TestForeign:
     FOREIGN = ("EPS", "PDF", "ICO", "ICNS", "TGA", "PCX", "SGI", "DDS", "JPEG2000")
 
-    def test_files_of_other_formats_are_unreadable(self, tmp_path: Path) -> None:
+    def test_38_files_of_other_formats_are_unreadable(self, tmp_path: Path) -> None:
         Image.init()
         for format in self.FOREIGN:
             path = tmp_path / f"{format}.jpg"
@@ -321,7 +321,7 @@ class TestForeign:
         assert isinstance(read_image(tmp_path / "fits.jpg"), Unreadable)
         assert isinstance(read_image(tmp_path / "psd.jpg"), Unreadable)
 
-    def test_their_parsers_are_not_even_loaded(self, tmp_path: Path) -> None:
+    def test_38_their_parsers_are_not_even_loaded(self, tmp_path: Path) -> None:
         (tmp_path / "drawing.jpg").write_bytes(encode(picture(), "EPS"))
         program = (
             "import sys\n"

@@ -54,7 +54,7 @@ def wait_for_steps(run: Path, number: int, child: Child) -> None:
 # Signals (row 41), a mid-epoch resume (44), kill -9, two runs in one folder (16) --------------------------------------
 
 
-def test_a_run_stopped_by_every_signal_ends_as_if_it_never_was(nursery: Nursery, tmp_path: Path) -> None:
+def test_16_41_44_a_run_stopped_by_every_signal_ends_as_if_it_never_was(nursery: Nursery, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(run, **LONG, checkpoint_every=7)
     log_file = tmp_path / "log"
@@ -94,7 +94,7 @@ def test_a_run_stopped_by_every_signal_ends_as_if_it_never_was(nursery: Nursery,
     assert partials(run) == []
 
 
-def test_a_second_interrupt_does_not_wait_for_a_slow_disk(nursery: Nursery, tmp_path: Path) -> None:
+def test_41_a_second_interrupt_does_not_wait_for_a_slow_disk(nursery: Nursery, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(run, **LONG, checkpoint_every=1000)
     pretrain(dataclasses.replace(config, max_steps=2))
@@ -114,7 +114,9 @@ def test_a_second_interrupt_does_not_wait_for_a_slow_disk(nursery: Nursery, tmp_
 
 
 @pytest.mark.parametrize(("kills", "epochs"), [(4, 8), pytest.param(25, 60, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_leave_no_trace(nursery: Nursery, tmp_path: Path, kills: int, epochs: int) -> None:
+def test_39_44_kills_at_random_moments_leave_no_trace(
+    nursery: Nursery, tmp_path: Path, kills: int, epochs: int
+) -> None:
     run, rng = tmp_path / "run", random.Random(kills)
     config = tiny(run, **{**LONG, "epochs": epochs}, checkpoint_every=1)  # so that many a kill meets a save
     killed = 0
@@ -202,7 +204,9 @@ open_file(sys.argv[3], "w").write("\\n".join(passed))
 
 
 @pytest.mark.parametrize("writes", ["some", pytest.param("all", marks=pytest.mark.slow)])
-def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(nursery: Nursery, tmp_path: Path, writes: str) -> None:
+def test_39_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
+    nursery: Nursery, tmp_path: Path, writes: str
+) -> None:
     def save_and_die(at: int) -> int:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         arguments = (str(tmp_path / "run"), str(at), str(tmp_path / "points"))
@@ -229,7 +233,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(nursery: Nurser
         assert left in (wanted, wanted[-2:]), points[at]
 
 
-def test_kills_between_the_files_of_a_run_leave_no_trace(nursery: Nursery, tmp_path: Path) -> None:
+def test_39_kills_between_the_files_of_a_run_leave_no_trace(nursery: Nursery, tmp_path: Path) -> None:
     """Each process dies at one rename: of the first checkpoint, of the last, of the weights, of a new configuration."""
     run = tmp_path / "run"
     dying = """
@@ -261,7 +265,7 @@ os.replace = replace
 # Rotten checkpoints (row 40) ------------------------------------------------------------------------------------------
 
 
-def test_a_run_whose_newest_checkpoint_is_rotten_goes_on_from_the_one_before(
+def test_40_a_run_whose_newest_checkpoint_is_rotten_goes_on_from_the_one_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -278,7 +282,7 @@ def test_a_run_whose_newest_checkpoint_is_rotten_goes_on_from_the_one_before(
     assert outcome(run) == uninterrupted()
 
 
-def test_a_run_whose_checkpoints_are_all_rotten_says_so_and_touches_nothing(tmp_path: Path) -> None:
+def test_40_a_run_whose_checkpoints_are_all_rotten_says_so_and_touches_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(tiny(run, max_steps=6, checkpoint_every=3))
     for path in list_checkpoints(run):
@@ -292,7 +296,7 @@ def test_a_run_whose_checkpoints_are_all_rotten_says_so_and_touches_nothing(tmp_
 # A full disk (row 42) -------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_a_warning_then_an_error_and_costs_nothing(
+def test_42_a_full_disk_is_a_warning_then_an_error_and_costs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -309,7 +313,7 @@ def test_a_full_disk_is_a_warning_then_an_error_and_costs_nothing(
     assert outcome(run) == uninterrupted()
 
 
-def test_a_stop_on_a_full_disk_does_not_pretend_to_be_saved(nursery: Nursery, tmp_path: Path) -> None:
+def test_42_a_stop_on_a_full_disk_does_not_pretend_to_be_saved(nursery: Nursery, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(run, **LONG, checkpoint_every=1000)
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, -1))"
@@ -323,7 +327,7 @@ def test_a_stop_on_a_full_disk_does_not_pretend_to_be_saved(nursery: Nursery, tm
 # Numbers that are not finite (row 43) ---------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+def test_43_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
     run = tmp_path / "run"
     diverging = tiny(run, optimizer="sgd", lr=1e30, lr_bias=1e30, warmup_epochs=0.0, checkpoint_every=1)
     with pytest.raises(TrainingError, match=r"is (nan|inf|-inf) at step \d+; nothing was updated") as caught:
@@ -349,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     assert steps(run)[-1] == newest.step
 
 
-def test_an_update_that_overflows_is_not_saved(tmp_path: Path) -> None:
+def test_43_an_update_that_overflows_is_not_saved(tmp_path: Path) -> None:
     overflowing = tiny(tmp_path / "run", optimizer="sgd", lr=5e39, warmup_epochs=0.0, checkpoint_every=1)
     with pytest.raises(TrainingError, match="are not finite after step 1: not saved"):
         pretrain(overflowing)
@@ -368,7 +372,7 @@ def draw_folder(folder: Path, count: int) -> Path:
     return folder
 
 
-def test_bad_images_are_replaced_counted_and_too_many_stop_the_run(
+def test_28_30_32_bad_images_are_replaced_counted_and_too_many_stop_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = draw_folder(tmp_path / "data", 110)
@@ -388,7 +392,7 @@ def test_bad_images_are_replaced_counted_and_too_many_stop_the_run(
     assert pretrain(tiny(tmp_path / "run5", **settings, max_bad=0.02)).unreadable == 2
 
 
-def test_an_image_that_vanishes_while_training_is_replaced(nursery: Nursery, tmp_path: Path) -> None:
+def test_28_an_image_that_vanishes_while_training_is_replaced(nursery: Nursery, tmp_path: Path) -> None:
     data, run = draw_folder(tmp_path / "data", 120), tmp_path / "run"
     config = tiny(run, data=str(data), recipe="small-data", stem="small-stride2", epochs=8)
     child = nursery.start(*words(config), "--workers", "1", log=tmp_path / "log")
@@ -400,7 +404,7 @@ def test_an_image_that_vanishes_while_training_is_replaced(nursery: Nursery, tmp
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
-def test_a_worker_that_is_killed_ends_the_run_with_one_line(nursery: Nursery, tmp_path: Path) -> None:
+def test_50_a_worker_that_is_killed_ends_the_run_with_one_line(nursery: Nursery, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(run, **LONG)
     child = nursery.start(*words(config), "--workers", "2", log=tmp_path / "log")
@@ -414,7 +418,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(nursery: Nursery, tm
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its address space")
-def test_memory_that_is_full_is_told_with_a_way_out(nursery: Nursery, tmp_path: Path) -> None:
+def test_49_memory_that_is_full_is_told_with_a_way_out(nursery: Nursery, tmp_path: Path) -> None:
     tight = """
 import resource
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -87,7 +87,7 @@ def _hostile(sentinel: Path) -> dict[str, tuple[Any, str]]:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("case", list(_hostile(Path())))
-def test_a_file_that_needs_more_than_plain_data_is_refused_by_name_and_never_run(
+def test_17_25_a_file_that_needs_more_than_plain_data_is_refused_by_name_and_never_run(
     tmp_path: Path, case: str, zipped: bool
 ) -> None:
     sentinel = tmp_path / "sentinel"
@@ -98,7 +98,7 @@ def test_a_file_that_needs_more_than_plain_data_is_refused_by_name_and_never_run
     assert not sentinel.exists()
 
 
-def test_a_bare_pickle_is_not_run_either(tmp_path: Path) -> None:
+def test_17_a_bare_pickle_is_not_run_either(tmp_path: Path) -> None:
     sentinel = tmp_path / "sentinel"
     path = _write(tmp_path / "w.pkl", pickle.dumps(Payload(eval, f"open({str(sentinel)!r}, 'w')"), protocol=2))
     with pytest.raises(WeightsError, match=r"w\.pkl"):
@@ -106,7 +106,7 @@ def test_a_bare_pickle_is_not_run_either(tmp_path: Path) -> None:
     assert not sentinel.exists()
 
 
-def test_a_hostile_file_with_the_right_digest_is_refused_all_the_same(
+def test_17_a_hostile_file_with_the_right_digest_is_refused_all_the_same(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -117,7 +117,7 @@ def test_a_hostile_file_with_the_right_digest_is_refused_all_the_same(
     assert not sentinel.exists()
 
 
-def test_harmless_settings_beside_the_weights_are_read(tmp_path: Path) -> None:
+def test_25_harmless_settings_beside_the_weights_are_read(tmp_path: Path) -> None:
     checkpoint = published_checkpoint(twins_state()) | {"args": Namespace(projector="32-32-16", lambd=0.0051)}
     assert load_weights(_write(tmp_path / "w.pth", saved(checkpoint))).format == "checkpoint"
 
@@ -153,7 +153,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED.keys())
-def test_what_is_no_weight_file_is_a_clear_error(tmp_path: Path, data: bytes) -> None:
+def test_18_what_is_no_weight_file_is_a_clear_error(tmp_path: Path, data: bytes) -> None:
     path = _write(tmp_path / "w.pth", data)
     with pytest.raises(WeightsError, match=r"w\.pth") as caught:
         load_weights(path)
@@ -161,7 +161,7 @@ def test_what_is_no_weight_file_is_a_clear_error(tmp_path: Path, data: bytes) ->
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
-def test_a_file_that_is_cut_anywhere_is_a_clear_error(tmp_path: Path, layout: str) -> None:
+def test_18_a_file_that_is_cut_anywhere_is_a_clear_error(tmp_path: Path, layout: str) -> None:
     state = {key: STATE[key] for key in ("conv1.weight", "bn1.weight")}
     whole = (
         save_safetensors(state)
@@ -175,7 +175,7 @@ def test_a_file_that_is_cut_anywhere_is_a_clear_error(tmp_path: Path, layout: st
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=strategies.floats(0, 1, exclude_max=True), value=strategies.integers(0, 255), zipped=strategies.booleans())
-def test_any_changed_byte_gives_tensors_or_a_clear_error(
+def test_18_any_changed_byte_gives_tensors_or_a_clear_error(
     tmp_path: Path, place: float, value: int, zipped: bool
 ) -> None:
     whole = bytearray(saved({"bn1.weight": torch.ones(3)}, _use_new_zipfile_serialization=zipped))
@@ -188,7 +188,7 @@ def test_any_changed_byte_gives_tensors_or_a_clear_error(
 
 
 @pytest.mark.parametrize("digits", [64, 8])
-def test_a_wrong_digest_is_refused_and_nothing_is_kept(
+def test_19_a_wrong_digest_is_refused_and_nothing_is_kept(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: int
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
@@ -201,7 +201,7 @@ def test_a_wrong_digest_is_refused_and_nothing_is_kept(
     assert list((tmp_path / "home/hub/checkpoints").iterdir()) == []
 
 
-def test_a_wrong_digest_in_a_shared_folder_is_refused_not_fetched(
+def test_19_a_wrong_digest_in_a_shared_folder_is_refused_not_fetched(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = saved(STATE)
@@ -217,7 +217,7 @@ def test_a_wrong_digest_in_a_shared_folder_is_refused_not_fetched(
 # 20: wrong architecture -----------------------------------------------------------------------------------------------
 
 
-def test_another_architecture_is_told_by_counts_and_examples(
+def test_20_another_architecture_is_told_by_counts_and_examples(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -236,7 +236,7 @@ def test_another_architecture_is_told_by_counts_and_examples(
         resnet18(weights=_write(tmp_path / "tiny.pth", saved(STATE)))
 
 
-def test_missing_and_unexpected_keys_are_named(tmp_path: Path) -> None:
+def test_20_missing_and_unexpected_keys_are_named(tmp_path: Path) -> None:
     changed = {key: tensor for key, tensor in STATE.items() if key != "bn1.bias"} | {"extra": torch.zeros(1)}
     with pytest.raises(WeightsError, match=r"w\.pth: .*1 missing \(bn1\.bias\); 1 unexpected \(extra\)"):
         load_weights(_write(tmp_path / "w.pth", saved(changed)))
@@ -252,19 +252,19 @@ def test_missing_and_unexpected_keys_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrappers_are_understood(tmp_path: Path, prefix: str) -> None:
+def test_21_prefixes_of_wrappers_are_understood(tmp_path: Path, prefix: str) -> None:
     path = _write(tmp_path / "w.pth", saved({prefix + key: tensor for key, tensor in STATE.items()}))
     assert equal(load_weights(path).backbone, STATE)
 
 
-def test_a_backbone_that_was_compiled_alone_is_understood(tmp_path: Path) -> None:
+def test_21_a_backbone_that_was_compiled_alone_is_understood(tmp_path: Path) -> None:
     state = twins_state()
     wrapped = {key.replace("backbone.", "module.backbone._orig_mod."): tensor for key, tensor in state.items()}
     loaded = load_weights(_write(tmp_path / "w.pth", saved(wrapped)))
     assert equal({f"backbone.{key}": tensor for key, tensor in loaded.backbone.items()} | loaded.projector, state)
 
 
-def test_a_key_with_and_without_prefix_is_ambiguous(tmp_path: Path) -> None:
+def test_21_a_key_with_and_without_prefix_is_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="1 keys occur twice"):
         load_weights(_write(tmp_path / "w.pth", saved(STATE | {"module.conv1.weight": STATE["conv1.weight"]})))
 
@@ -273,7 +273,7 @@ def test_a_key_with_and_without_prefix_is_ambiguous(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_verify_names_tensors_that_are_not_finite(tmp_path: Path, value: float) -> None:
+def test_22_verify_names_tensors_that_are_not_finite(tmp_path: Path, value: float) -> None:
     state = {key: tensor.clone() for key, tensor in twins_state().items()}
     for key in ("backbone.layer2.0.bn1.bias", "projector.3.weight"):
         state[key].view(-1)[-1] = value
@@ -286,7 +286,9 @@ def test_verify_names_tensors_that_are_not_finite(tmp_path: Path, value: float) 
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/b", "..", "C:evil", "a\\b", "", "Evil", "a" * 65, "x\0y"])
-def test_a_registry_name_that_is_a_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_23_a_registry_name_that_is_a_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     path = write_registry(tmp_path / "registry.json", record(name, "https://example.org/w.pth"))
     monkeypatch.setenv("BARLOWTWINS_REGISTRY", str(path))
     with pytest.raises(WeightsError, match=r"registry\.json is not sound: .* is no name"):
@@ -294,7 +296,7 @@ def test_a_registry_name_that_is_a_path_is_refused(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["../w.pth", "/etc/passwd", "folder/w.pth", "..", "C:w.pth"])
-def test_a_registry_file_outside_its_folder_is_refused(
+def test_23_a_registry_file_outside_its_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     _write(tmp_path / "w.pth", saved(STATE))
@@ -305,7 +307,7 @@ def test_a_registry_file_outside_its_folder_is_refused(
 
 
 @pytest.mark.parametrize("path", ["/%2e%2e/%2e%2e/evil.pth", "/..%2f..%2fevil.pth", "/%00.pth", "/a%5cb.pth", "/.pth"])
-def test_a_url_cannot_choose_where_its_file_lands(
+def test_23_a_url_cannot_choose_where_its_file_lands(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
@@ -316,7 +318,7 @@ def test_a_url_cannot_choose_where_its_file_lands(
     assert [entry.name for entry in tmp_path.iterdir()] == ["home"]
 
 
-def test_names_inside_an_archive_are_never_written(tmp_path: Path) -> None:
+def test_23_names_inside_an_archive_are_never_written(tmp_path: Path) -> None:
     buffer = io.BytesIO(saved(STATE))
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("../evil", b"evil")
@@ -380,7 +382,7 @@ UNSOUND = {
 
 
 @pytest.mark.parametrize(("data", "complaint"), UNSOUND.values(), ids=UNSOUND.keys())
-def test_unsound_safetensors_are_refused(tmp_path: Path, data: bytes, complaint: str) -> None:
+def test_24_unsound_safetensors_are_refused(tmp_path: Path, data: bytes, complaint: str) -> None:
     path = _write(tmp_path / "w.safetensors", data)
     with pytest.raises(WeightsError, match=rf"w\.safetensors is not sound safetensors: .*{complaint}"):
         load_weights(path)
@@ -388,7 +390,7 @@ def test_unsound_safetensors_are_refused(tmp_path: Path, data: bytes, complaint:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=strategies.floats(0, 1, exclude_max=True), value=strategies.integers(0, 255))
-def test_any_changed_byte_of_safetensors_gives_tensors_or_a_clear_error(
+def test_24_any_changed_byte_of_safetensors_gives_tensors_or_a_clear_error(
     tmp_path: Path, place: float, value: int
 ) -> None:
     whole = bytearray(save_safetensors({"a": torch.ones(3), "b": torch.zeros(2, 2).half()}, {"format": "pt"}))
@@ -400,7 +402,7 @@ def test_any_changed_byte_of_safetensors_gives_tensors_or_a_clear_error(
 # Torch whose own guard is known to have holes -------------------------------------------------------------------------
 
 
-def test_old_torch_is_named_once_where_a_pickle_is_read(
+def test_17_old_torch_is_named_once_where_a_pickle_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     safe_load._warn_of_old_torch.cache_clear()
