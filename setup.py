@@ -22,8 +22,7 @@ EXTRAS = {
     "eval": ["scikit-learn>=1.4"],
     "map": ["scikit-learn>=1.4", "umap-learn>=0.5.6"],
     "parquet": ["pyarrow>=15"],
-    "shards": ["webdataset>=0.2.86"],
-    "ray": ["ray[data]>=2.30"],
+    "ray": ["ray>=2.40", "fsspec>=2023.10"],
     "timm": ["timm>=1.0"],
     "track": ["tensorboard>=2.16"],
 }

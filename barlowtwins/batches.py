@@ -143,6 +143,8 @@ def read_ahead(
 def _watched(batches: Iterator[Made]) -> Iterator[Made]:
     try:
         yield from batches
+    except DataError as error:  # of a reader; torch puts the worker's traceback before it
+        raise DataError(str(error).rstrip().rpartition(f"{DataError.__name__}: ")[2]) from None
     except (ConnectionError, EOFError, FileNotFoundError) as error:  # its last batches cannot be had from a dead worker
         if str(error).startswith("Caught"):  # raised by the reader itself
             raise

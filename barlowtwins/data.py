@@ -6,6 +6,8 @@
 | a folder | the images in it and in all folders below |
 | a .txt, .tsv or .csv file | the images that it names, in its order, with its labels if it has any |
 | an image file | that one image |
+| a .tar file, or several by braces or wildcards: "shard-{000..009}.tar" | the images in them, in the order of `tars` |
+| a URL that fsspec knows: "s3://bucket/images", "s3://bucket/shard-*.tar" | the folder, or the archives |
 | a uint8 array, (N, H, W) or (N, H, W, C) | its images: grey, or RGB or RGBA |
 | a sequence of paths | those files, in that order |
 | a sequence of PIL images, arrays or bytes of files | those images |
@@ -30,7 +32,9 @@ from barlowtwins.datasets import DATASETS, open_dataset
 from barlowtwins.errors import DataError
 from barlowtwins.images import IMAGE_SUFFIXES
 from barlowtwins.listing import LIST_SUFFIXES, list_folder, read_list, top_folders
+from barlowtwins.remote import UrlSource, is_url
 from barlowtwins.sources import ArraySource, FileSource, ItemSource, Source, SubsetSource
+from barlowtwins.tars import TarSource, is_tar
 
 __all__ = ["Source", "has_split", "open_source", "subset"]
 
@@ -59,7 +63,12 @@ def open_source(
     if isinstance(data, str) and data.partition(":")[0] in DATASETS:
         return open_dataset(data, split=split, data_root=None if data_root is None else Path(data_root))
     if isinstance(data, (str, os.PathLike)):
-        return _open_path(Path(data), str(data))
+        name = os.fspath(data)
+        if is_url(name):
+            return _open_url(name)
+        if not Path(name).is_dir() and is_tar(name):
+            return TarSource(name)
+        return _open_path(Path(name), name)
     items = list(data)
     if not items:
         raise DataError("an empty sequence was given where images are needed")
@@ -79,6 +88,16 @@ def subset(source: Source, indices: npt.NDArray[np.integer] | Sequence[int]) -> 
     return SubsetSource(source, indices)
 
 
+def _open_url(url: str) -> Source:
+    if is_tar(url):
+        return TarSource(url)
+    if Path(url).suffix.lower() in (*LIST_SUFFIXES, *IMAGE_SUFFIXES):
+        raise DataError(
+            f"{url} is a file; behind a URL only folders of images and tar shards are read, so copy it here"
+        )
+    return UrlSource(url)
+
+
 def _open_path(path: Path, name: str) -> Source:
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -93,7 +112,7 @@ def _open_path(path: Path, name: str) -> Source:
         return FileSource(name, path.parent, [path.name])
     raise DataError(
         f"{path} is neither a folder nor a list ({', '.join(LIST_SUFFIXES)}) nor an image by its suffix; "
-        "give a folder of images, a text file with a path a line, or a data set's name"
+        "give a folder of images, a text file with a path a line, tar shards, or a data set's name"
     )
 
 

@@ -26,7 +26,9 @@ from barlowtwins.errors import DataError, TrainingError
 from barlowtwins.images import Unreadable, read_image
 from barlowtwins.preprocess import ImageLike, Preprocessing, as_image
 from barlowtwins.progress import Progress
-from barlowtwins.sources import ItemSource, Source
+from barlowtwins.remote import UrlSource
+from barlowtwins.sources import FileSource, ItemSource, Source
+from barlowtwins.tars import TarSource
 from barlowtwins.weights import load_weights
 
 __all__ = ["Embedder", "Images", "Rows", "extract", "load_embedder", "unit_length"]
@@ -301,6 +303,6 @@ def _as_source(images: Images) -> Source:
 
 def _worth_workers(source: Readable) -> int:
     """Readers pay where there are many files to decode and starting a process does not run the caller's script."""
-    has_files = isinstance(source, Source) and len(source) >= MANY and source.path(0) is not None
+    has_files = isinstance(source, (FileSource, TarSource, UrlSource)) and len(source) >= MANY
     may_fork = multiprocessing.get_start_method() == "fork" and not multiprocessing.current_process().daemon
     return default_workers() if has_files and may_fork else 0

@@ -20,7 +20,9 @@ from barlowtwins.embeddings import Embeddings
 from barlowtwins.errors import DataError
 from barlowtwins.images import Unreadable
 from barlowtwins.progress import Progress
+from barlowtwins.remote import is_url
 from barlowtwins.sources import FileSource
+from barlowtwins.tars import is_tar
 
 __all__ = ["Sheets", "images_of", "sheets", "thumbnail"]
 
@@ -41,19 +43,27 @@ def images_of(opened: Embeddings, data_root: str | None = None) -> Source | None
     keys = [entry.path for entry in opened.index()]
     if meta["root"] is not None:
         return FileSource(meta["data"], Path(meta["root"]), keys)
+    if is_url(meta["data"]) or is_tar(meta["data"]):
+        return _opened_again(opened, meta["data"])
     if any(has_split(meta["data"], split) for split in ("test", "train")):
         for name in (meta["data"], f"{meta['data']}:{meta['rows']}"):
             for split in ("test", "train"):
-                try:
-                    source = open_source(name, split=split, data_root=data_root)
-                except DataError:
-                    continue
-                if len(source) == meta["rows"] and source.fingerprint() == meta["data_fingerprint"]:
+                if (source := _opened_again(opened, name, split, data_root)) is not None:
                     return source
         return None
     if keys and Path(keys[0]).is_file():  # paths that a caller gave
         return FileSource(meta["data"], None, keys)
     return None
+
+
+def _opened_again(opened: Embeddings, name: str, split: str = "test", data_root: str | None = None) -> Source | None:
+    """The source of this name, if it still holds the images that were embedded."""
+    try:
+        source = open_source(name, split=split, data_root=data_root)
+    except DataError:
+        return None
+    same = len(source) == opened.meta["rows"] and source.fingerprint() == opened.meta["data_fingerprint"]
+    return source if same else None
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:

@@ -17,7 +17,7 @@ class EmbedConfig:
     """Embed images: one row of features for each, in the order of the sorted source."""
 
     data: Positional[str]
-    """A folder of images, a text file of paths, or a data-set name."""
+    """A folder of images, a text file of paths, tar shards, or a data-set name."""
     weights: str
     """A registry name, a local weight file, an https URL, or a RUN folder."""
     out: str
@@ -75,7 +75,7 @@ class CheckConfig:
     """Read every image once and list those that cannot be used."""
 
     data: Positional[str]
-    """A folder of images, a text file of paths, or a data-set name."""
+    """A folder of images, a text file of paths, tar shards, or a data-set name."""
     data_root: str | None = None
     """Where named data sets lie or are downloaded to."""
     workers: int | None = None

@@ -197,7 +197,7 @@ class ClassifyConfig:
     """Label images with a trained classifier: a line of the CSV file for each, in the order of the sorted source."""
 
     images: Positional[str]
-    """A folder of images, a text file of paths, one image, or a data-set name."""
+    """A folder of images, a text file of paths, tar shards, one image, or a data-set name."""
     head: str
     """The classifier: a file of `barlowtwins evaluate ... --save-head`, or a registry name that has one."""
     out: str

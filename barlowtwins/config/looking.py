@@ -61,7 +61,7 @@ class AugmentConfig:
     """Draw images and their augmented views side by side, with what was drawn for each."""
 
     data: Positional[str]
-    """A folder of images, a text file of paths, or a data-set name."""
+    """A folder of images, a text file of paths, tar shards, or a data-set name."""
     out: str
     """The picture: a PNG, JPEG or WebP file."""
     augmentation: str = "auto"

@@ -18,7 +18,7 @@ class PretrainConfig:
     """Pretrain a backbone on unlabelled images."""
 
     data: Positional[str]
-    """A folder of images, a text file of paths, or a data-set name (shapes, fashion-mnist, cifar10, ...)."""
+    """A folder of images, a text file of paths, tar shards, or a data-set name (shapes, fashion-mnist, cifar10, ...)."""
     out: str
     """The RUN folder: configuration, metrics, checkpoints and weights go there."""
     recipe: str = "auto"

@@ -1,0 +1,194 @@
+"""Tar archives as sources: order, labels, random access; and archives that are cut or hostile. Also behind URLs."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import subprocess
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from barlowtwins.data import Source, open_source
+from barlowtwins.errors import DataError
+from barlowtwins.images import Unreadable
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 3), (shade,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def keys(source: Source) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+def shades(source: Source) -> list[int | str]:
+    images = [source.read(index) for index in range(len(source))]
+    return [image.why if isinstance(image, Unreadable) else int(np.asarray(image).flat[0]) for image in images]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three archives; in the second the images are not in the order of their names."""
+    write_tar(tmp_path / "s-000.tar", [("a.png", png(1)), ("b.png", png(2))])
+    write_tar(tmp_path / "s-001.tar", [("d.png", png(3)), ("notes.txt", b"no image"), ("c.PNG", png(4))])
+    write_tar(tmp_path / "s-002.tar", [("a.png", png(5))])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "pattern", ["s-{000..002}.tar", "s-{002..000}.tar", "s-*.tar", "s-00{0,2,1}.tar", "{s-0*,s-000}.tar"]
+)
+def test_rows_are_sorted_archives_in_the_order_of_each(pattern: str, shards: Path) -> None:
+    source = open_source(f"{shards}/{pattern}")
+    assert keys(source) == [
+        "s-000.tar/a.png",
+        "s-000.tar/b.png",
+        "s-001.tar/d.png",
+        "s-001.tar/c.PNG",
+        "s-002.tar/a.png",
+    ]
+    assert shades(source) == [1, 2, 3, 4, 5]
+    assert (source.labels, source.classes) == (None, ())
+    with pytest.raises(IndexError):
+        source.read(5)
+
+
+def test_one_archive_and_a_name_that_holds_braces(shards: Path) -> None:
+    assert keys(open_source(shards / "s-002.tar")) == ["s-002.tar/a.png"]
+    (shards / "s-002.tar").rename(shards / "x{1,2}.tar")
+    assert shades(open_source(shards / "x{1,2}.tar")) == [5]
+
+
+def test_archives_in_several_folders_have_keys_of_their_own(tmp_path: Path) -> None:
+    for folder in "ab":
+        write_tar(tmp_path / folder / "0.tar", [("x.png", png(ord(folder)))])
+    assert keys(open_source(f"{tmp_path}/*/0.tar")) == ["a/0.tar/x.png", "b/0.tar/x.png"]
+
+
+def test_a_pickled_source_reads_the_same_from_another_folder(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards)
+    source = open_source("s-*.tar")
+    monkeypatch.chdir("/")
+    assert shades(pickle.loads(pickle.dumps(source))) == [1, 2, 3, 4, 5]
+
+
+def test_the_fingerprint_is_of_the_images_not_of_how_they_are_named(shards: Path) -> None:
+    before = open_source(f"{shards}/s-*.tar").fingerprint()
+    assert open_source(f"{shards}/s-00{{0..2}}.tar").fingerprint() == before
+    write_tar(shards / "s-002.tar", [("b.png", png(5))])
+    assert open_source(f"{shards}/s-*.tar").fingerprint() != before
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_with_long_and_odd_names(form: int, tmp_path: Path) -> None:
+    names = ["d/" * 40 + "x.png", "ä ö.png"] + ["y" * 200 + ".png"] * (form != tarfile.USTAR_FORMAT)
+    members = [(f"./{name}", png(number)) for number, name in enumerate(names)]
+    source = open_source(write_tar(tmp_path / "t.tar", members, form))
+    assert keys(source) == [f"t.tar/{name}" for name in names]
+    assert shades(source) == list(range(len(names)))
+
+
+def test_the_archive_of_the_tar_command(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/.hidden.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(len(name)))
+    (tmp_path / "dog" / "link.png").symlink_to("1.png")
+    subprocess.run(["tar", "--sort=name", "-cf", "t.tar", "./cat", "./dog"], cwd=tmp_path, check=True)
+    source = open_source(tmp_path / "t.tar")
+    assert keys(source) == ["t.tar/cat/1.png", "t.tar/cat/2.png", "t.tar/dog/1.png"]
+    assert source.classes == ("cat", "dog") and source.labels is not None and source.labels.tolist() == [0, 0, 1]
+
+
+def test_labels_beside_the_images(tmp_path: Path) -> None:
+    first = [("0.cls", b"7\n"), ("0.jpg", png(0)), ("1.left.png", png(1)), ("1.right.png", png(2)), ("1.cls", b"10")]
+    second = [("x/2.png", png(3)), ("x/2.json", b'{"caption": "a cat", "label": 7}')]
+    write_tar(tmp_path / "0.tar", first)
+    write_tar(tmp_path / "1.tar", second)
+    source = open_source(f"{tmp_path}/*.tar")
+    assert source.classes == ("10", "7") and source.labels is not None
+    assert [source.classes[label] for label in source.labels] == ["7", "10", "10", "7"]
+    write_tar(tmp_path / "2.tar", [("3.png", png(0)), ("3.json", b'{"caption": "a dog"}')])
+    with pytest.raises(DataError, match=r"1 of 5 images in .* have no label, first 3\.png"):
+        open_source(f"{tmp_path}/*.tar")
+    write_tar(tmp_path / "2.tar", [("3.png", png(0)), ("3.json", b"{")])
+    with pytest.raises(DataError, match=r"2\.tar/3\.json cannot be read as a label"):
+        open_source(f"{tmp_path}/*.tar")
+
+
+def test_bad_images_are_rows(tmp_path: Path) -> None:
+    source = open_source(write_tar(tmp_path / "t.tar", [("0.png", b""), ("1.png", b"text"), ("2.png", png(9))]))
+    assert shades(source)[2] == 9
+    assert source.read(0) == Unreadable("t.tar/0.png", "the file is empty")
+    assert isinstance(source.read(1), Unreadable)
+
+
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/x.png", "..\\x.png", "C:/x.png", "../notes.txt"])
+def test_23_names_that_lead_out_of_the_archive_are_refused(name: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "t.tar", [("ok.png", png(0)), (name, png(1))])
+    with pytest.raises(DataError, match=r"t\.tar names .* outside of itself; refused"):
+        open_source(tmp_path / "t.tar")
+
+
+def test_an_archive_that_is_cut_anywhere_is_told(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "whole.tar", [(f"{n}.png", png(n)) for n in range(3)]).read_bytes()
+    end = max(place for place in range(0, len(whole), 512) if whole[place : place + 512] != bytes(512)) + 512
+    cut = tmp_path / "cut.tar"
+    for size in [*range(0, end + 512, 128), end - 1, end, end + 511]:
+        cut.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"cut\.tar is .*; make or copy it again"):
+            open_source(cut)
+    cut.write_bytes(whole[: end + 512])
+    assert shades(open_source(cut)) == [0, 1, 2]
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "t.tar", [(f"{n}.png", png(n)) for n in range(3)], tarfile.USTAR_FORMAT)
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"1.png")] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(DataError, match="is cut or damaged at byte"):
+        open_source(tar)
+
+
+def test_what_is_not_there_or_no_tar_is_told(shards: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no .*s-003\.tar, .*s-004\.tar; 3 files of"):
+        open_source(f"{shards}/s-{{000..004}}.tar")
+    with pytest.raises(DataError, match=r"there is no .*t-"):
+        open_source(f"{shards}/t-*.tar")
+    with pytest.raises(DataError, match="2,000,001 names"):
+        open_source(f"{shards}/s-{{0..2000000}}.tar")
+    write_tar(shards / "empty.tar", [("notes.txt", b"")])
+    with pytest.raises(DataError, match=r"no images in .*1 archives hold none"):
+        open_source(shards / "empty.tar")
+    with tarfile.open(shards / "p.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(DataError, match=r"is compressed.*unpack it"):
+        open_source(shards / "p.tar.gz")
+    (shards / "s-000.tar").write_text("no archive")
+    with pytest.raises(DataError, match=r"s-000\.tar is no whole tar archive"):
+        open_source(f"{shards}/s-*.tar")
+
+
+def test_an_archive_that_vanishes_ends_the_work(shards: Path) -> None:
+    source = open_source(f"{shards}/s-*.tar")
+    (shards / "s-001.tar").unlink()
+    assert isinstance(source.read(1), Image.Image)
+    with pytest.raises(DataError, match=r"s-001\.tar cannot be read any more"):
+        source.read(2)
