@@ -14,7 +14,7 @@ help:
 	@echo "make demo     two minutes: pretrain on drawn shapes, compare features (ARGS=--fast: seconds)"
 	@echo "make test     all tests (ARGS='-m \"not slow\"', ARGS=tests/test_loss.py, ...)"
 	@echo "make oldest   what depends on torch's version, on the oldest torch that is supported"
-	@echo "make faults   only the faults that the project must survive"
+	@echo "make faults   all faults that the project must survive, and a table of them"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    every benchmark; results go to benchmarks/results"
 	@echo "make pictures the README's, from runs/demo (ARGS=RUN: of another run on shapes)"
@@ -40,7 +40,7 @@ OLDEST := $(addprefix tests/test_, $(addsuffix .py, formats convert export timm 
 	microbatch distributed embedder hub)) tests/faults/test_faults_weights.py
 
 faults: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests/faults $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --exhaustive tests/faults $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -1,11 +1,15 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, what is left out of a usual run, and a look at every error (see raises.py)."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from browser import Browser, open_browser
+from raises import NOTES, note_raises, unreached
 from servers import Server
 
 
@@ -22,3 +26,46 @@ def browser() -> Iterator[Browser]:
     opened = open_browser()
     yield opened
     opened.driver.quit()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="also run what takes many minutes (make faults does)")
+    parser.addoption("--unreached", action="store_true", help="list the errors that no test of this run reached")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if NOTES not in os.environ:  # else this is a worker of xdist, and the file is there already
+        descriptor, name = tempfile.mkstemp(prefix="barlowtwins-raises-")
+        os.close(descriptor)
+        os.environ[NOTES] = name
+        config.add_cleanup(lambda: (Path(os.environ.pop(NOTES)).unlink(missing_ok=True), None)[1])
+    note_raises()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _is_full(config: pytest.Config) -> bool:
+    """Whether nothing was chosen on the command line: all tests ran."""
+    chosen = config.getoption("keyword") or config.getoption("markexpr") or config.getoption("collectonly")
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A full run in which some error of the package was never made has failed."""
+    is_worker = hasattr(session.config, "workerinput")
+    if not is_worker and exitstatus == 0 and _is_full(session.config) and unreached(Path(os.environ[NOTES])):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if _is_full(config) or config.getoption("unreached"):
+        left = unreached(Path(os.environ[NOTES]))
+        if left:
+            terminalreporter.section(f"{len(left)} errors that no test reached")
+            for place in left:
+                terminalreporter.write_line(f"barlowtwins/{place}")

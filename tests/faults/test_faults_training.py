@@ -113,7 +113,7 @@ def test_41_a_second_interrupt_does_not_wait_for_a_slow_disk(nursery: Nursery, t
     assert partials(run) == []
 
 
-@pytest.mark.parametrize(("kills", "epochs"), [(4, 8), pytest.param(25, 60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "epochs"), [(4, 8), pytest.param(25, 60, marks=pytest.mark.exhaustive)])
 def test_39_44_kills_at_random_moments_leave_no_trace(
     nursery: Nursery, tmp_path: Path, kills: int, epochs: int
 ) -> None:
@@ -203,7 +203,7 @@ open_file(sys.argv[3], "w").write("\\n".join(passed))
 """
 
 
-@pytest.mark.parametrize("writes", ["some", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("writes", ["some", pytest.param("all", marks=pytest.mark.exhaustive)])
 def test_39_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
     nursery: Nursery, tmp_path: Path, writes: str
 ) -> None:

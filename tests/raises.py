@@ -1,0 +1,101 @@
+"""Which of the places that make an error of this package were reached by some test.
+
+A place is a call of an error class of `barlowtwins.errors` in the package's source. Each process that tests notes the
+lines from which errors are made, in one file that all of them append to; at the end of a full run the places that are
+in the source and not in that file are listed, and fail the run. Processes that tests start with a fresh interpreter
+do not note anything: a place that only they reach counts as not reached.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import barlowtwins
+from barlowtwins import errors
+
+__all__ = ["ELSEWHERE", "NOTES", "Place", "note_raises", "places", "unreached"]
+
+PACKAGE = Path(barlowtwins.__file__).parent
+NOTES = "BARLOWTWINS_TEST_RAISES"
+"""Environment variable: the file that processes append to."""
+
+ELSEWHERE = {
+    "process {} of this machine has no GPU; there are {}: --nproc-per-node={}": "needs GPUs",
+    "no weights/registry.json beside or inside {}; install the package again": "needs a broken installation",
+}
+"""Messages that no test on every machine can bring about, and why."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A call that makes an error."""
+
+    file: str
+    """Relative to the package, with forward slashes."""
+    first: int
+    last: int
+    """Lines."""
+    kind: str
+    """The class."""
+    message: str
+    """The text, with {} for what is filled in; empty if it is made elsewhere."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.first} {self.kind}: {self.message}"
+
+
+def places() -> list[Place]:
+    """All places of the package, by file and line."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__:
+                file = path.relative_to(PACKAGE).as_posix()
+                message = "".join(map(_text, node.args[:1]))
+                found.append(Place(file, node.lineno, node.end_lineno or node.lineno, node.func.id, message))
+    return sorted(found, key=lambda place: (place.file, place.first))
+
+
+def _text(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return _text(node.left) + _text(node.right)
+    return "{}"
+
+
+def note_raises() -> None:
+    """From now on this process, and those that it forks, note where errors are made."""
+    noted: set[str] = set()
+    descriptor = os.open(os.environ[NOTES], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    package, skipped = str(PACKAGE) + os.sep, (__file__, str(errors.__file__))
+
+    def noting(self: errors.BarlowTwinsError, *args: object) -> None:
+        super(errors.BarlowTwinsError, self).__init__(*args)
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename in skipped and frame.f_back is not None:
+            frame = frame.f_back
+        file = frame.f_code.co_filename
+        line = f"{file.removeprefix(package).replace(os.sep, '/')}:{frame.f_lineno}\n"
+        if file.startswith(package) and line not in noted:
+            noted.add(line)
+            os.write(descriptor, line.encode())
+
+    errors.BarlowTwinsError.__init__ = noting  # type: ignore[method-assign,assignment]
+
+
+def unreached(notes: Path) -> list[Place]:
+    """The places that the notes do not mention, apart from those of `ELSEWHERE`."""
+    reached = set(notes.read_text().splitlines()) if notes.exists() else set()
+    return [
+        place
+        for place in places()
+        if place.message not in ELSEWHERE
+        and not any(f"{place.file}:{line}" in reached for line in range(place.first, place.last + 1))
+    ]
