@@ -7,7 +7,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from barlowtwins.config.rules import require
+from barlowtwins.config.rules import part_of, require
 
 __all__ = ["CheckConfig", "EmbedConfig", "NeighboursConfig"]
 
@@ -42,12 +42,24 @@ class EmbedConfig:
     """Precision of the network."""
     runtime: Literal["auto", "torch", "onnx"] = "auto"
     """What runs the network."""
+    part: str | None = None
+    """Embed one part of the rows, such as 3/16 on the third of 16 machines. The parts share one EMB folder; the last
+    one to end joins them."""
+    launch: Literal["here", "ray"] = "here"
+    """here: in this process, or in those that torchrun started. ray: on the Ray cluster that is running, or one of this
+    machine (extra ray); all its machines must see the images, the weights and the EMB folder under the same names."""
     overwrite: bool = False
     """Replace an EMB folder that is complete or that was made with other weights or preprocessing."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; it must be 1 or more")
         require(self.workers is None or self.workers >= 0, f"--workers is {self.workers}; it must not be negative")
+        if self.part is not None:
+            part_of(self.part)
+            require(
+                not self.overwrite, "--part and --overwrite: each part would drop the others; remove the folder first"
+            )
+            require(self.launch == "here", "--part and --launch ray each divide the work; use one of them")
         require(self.image_size is None or self.image_size >= 1, f"--image-size is {self.image_size}; it must be >= 1")
 
 

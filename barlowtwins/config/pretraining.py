@@ -18,7 +18,7 @@ class PretrainConfig:
     """Pretrain a backbone on unlabelled images."""
 
     data: Positional[str]
-    """A folder of images, a text file of paths, tar shards, or a data-set name (shapes, fashion-mnist, cifar10, ...)."""
+    """A folder of images, a text file of paths, tar shards, or a data-set name (shapes, cifar10, ...)."""
     out: str
     """The RUN folder: configuration, metrics, checkpoints and weights go there."""
     recipe: str = "auto"
@@ -38,7 +38,7 @@ class PretrainConfig:
     image_size: int | None = None
     """Side of the square views, in pixels."""
     augmentation: str | None = None
-    """The pair of view pipelines: imagenet, small or grey."""
+    """The pair of view pipelines: imagenet, small or grey; where the recipe leaves it open, by the images."""
     epochs: int | None = None
     """Passes over the data."""
     batch_size: int | None = None
@@ -52,10 +52,11 @@ class PretrainConfig:
     optimizer: Literal["lars", "adamw", "sgd"] | None = None
     """LARS as published, or AdamW or SGD, which are often better for small batches."""
     lr: float | None = None
-    """Peak learning rate of weights for 256 images; multiplied by batch size / 256."""
+    """Peak learning rate of weights for 256 images; multiplied by batch size / 256. Under LARS it follows --batch-size by
+    the authors' table unless told."""
     lr_bias: float | None = None
     """Peak learning rate of biases and batch norm for 256 images. The true gradient is W times that of the published
-    code on W GPUs, so the published 0.0048 on 16 GPUs is 0.0003 here."""
+    code on W GPUs, so the published 0.0048 on 16 GPUs is 0.0003 here. It follows --lr in proportion unless told."""
     weight_decay: float | None = None
     """Weight decay of weights; biases and batch norm have none."""
     warmup_epochs: float | None = None
