@@ -103,7 +103,7 @@ def open_embeddings(folder: str | Path) -> Embeddings:
         features = _READERS[meta["format"]](folder / FILES[meta["format"]])
         if features.shape != (meta["rows"], meta["dim"]) or features.dtype != np.float32:
             raise ValueError(f"the embeddings are {features.dtype} {features.shape}, not {meta['rows'], meta['dim']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"the embeddings in {folder} are damaged: {error}; embed again with --overwrite") from error
     return Embeddings(folder, meta, features)
 

@@ -120,12 +120,12 @@ def read_list(file: Path) -> tuple[list[str], list[str] | None]:
         for number, line in enumerate(lines, 1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
-    if entries and entries[0][1].lower() in HEADER_NAMES and not (file.parent / entries[0][1]).exists():
+    if entries and entries[0][1].lower() in HEADER_NAMES and not os.path.exists(file.parent / entries[0][1]):
         del entries[0]
     if not entries:
         raise DataError(f"the list {file} names no image: its lines are empty, comments or headings")
 
-    missing = [(number, path) for number, path, _ in entries if not (file.parent / path).exists()]
+    missing = [(number, path) for number, path, _ in entries if not os.path.exists(file.parent / path)]
     if missing:
         first = "; ".join(f"line {number}: {path}" for number, path in missing[:3])
         raise DataError(

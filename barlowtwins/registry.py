@@ -24,6 +24,13 @@ __all__ = ["Metric", "WeightRecord", "closest_names", "registry", "registry_fold
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # a name becomes part of a file's name
 SHA256 = re.compile(r"[0-9a-f]{8,64}")  # some publish only how the digest begins
+KINDS: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "None": type(None),
+    "Mapping[str, Any]": Mapping,
+}
 SUFFIXES = (".pth", ".pt", ".torch", ".ckpt", ".safetensors", ".pkl")
 
 
@@ -127,7 +134,7 @@ def registry() -> dict[str, WeightRecord]:
         records = [_record(entry) for entry in entries]
     except OSError as error:
         raise WeightsError(f"cannot read the registry {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, WeightsError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WeightsError) as error:
         raise WeightsError(f"the registry {path} is not sound: {error}") from error
     names = [record.name for record in records]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -149,10 +156,21 @@ def _record(entry: Mapping[str, Any]) -> WeightRecord:
     record = WeightRecord(**{**entry, "metrics": metrics})
     if not (isinstance(record.name, str) and NAME.fullmatch(record.name)):
         raise WeightsError(f"{record.name!r} is no name: use small letters, digits, dots, dashes and underscores")
+    _check_types(record, record.name)
+    for metric in metrics:
+        _check_types(metric, record.name)
     if (record.url is None) == (record.file is None):
         raise WeightsError(f"{record.name!r} needs a url or a file, one of the two")
     if record.file is not None and not NAME.fullmatch(record.file.lower()):
         raise WeightsError(f"{record.name!r} has the file {record.file!r}, which is no plain name in this folder")
     if record.sha256 is not None and not SHA256.fullmatch(record.sha256):
         raise WeightsError(f"{record.name!r} has sha256 {record.sha256!r}, which is not 8-64 hex digits")
+    record.file_name  # noqa: B018  # a URL that is none raises a ValueError now, not at its first use
     return record
+
+
+def _check_types(part: WeightRecord | Metric, name: str) -> None:
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name != "metrics" and not any(isinstance(value, KINDS[kind]) for kind in str(field.type).split(" | ")):
+            raise WeightsError(f"{name!r} has {field.name} {value!r}, which is not of type {field.type}")

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share, what is left out of a usual run, and a look at every error (see raises.py)."""
+"""Fixtures that several test files share, what a usual run leaves out, and a look at every error (see raises.py)."""
 
 from __future__ import annotations
 

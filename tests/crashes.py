@@ -51,9 +51,8 @@ def arm(folder: str, at: int, notes: str) -> None:
         if event in EVENTS and isinstance(arguments[0], (str, bytes, os.PathLike)):
             if _below(folder, arguments[0]) or (event == "os.rename" and _below(folder, arguments[1])):
                 point(event.removeprefix("os."))
-        elif event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
-            if _below(folder, arguments[0]):
-                point("open")
+        elif event == "open" and _writes(arguments[1]) and _below(folder, arguments[0]):
+            point("open")
 
     def fsync(file: Any) -> None:
         point("fsync")
@@ -62,11 +61,15 @@ def arm(folder: str, at: int, notes: str) -> None:
 
     def open_and_watch(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         file = real_open(path, mode, *args, **kwargs)
-        return _File(file, point) if set(mode) & set("wax+") and _below(folder, path) else file
+        return _File(file, point) if _writes(mode) and _below(folder, path) else file
 
     sys.addaudithook(listen)
     os.fsync = fsync
     builtins.open = io.open = open_and_watch
+
+
+def _writes(mode: Any) -> bool:
+    return isinstance(mode, str) and bool(set(mode) & set("wax+"))
 
 
 def _below(folder: str, path: Any) -> bool:
@@ -109,7 +112,7 @@ def passed(notes: Path) -> list[str]:
 
 
 def worth_dying_at(points: list[str], *, writes: int) -> list[int]:
-    """All points but the many alike within a file: of a row of writes the first two, the last, and every `writes`-th."""
+    """All points but the many alike within a file: of writes in a row the first two, the last, every `writes`-th."""
     kept = []
     for at, name in enumerate(points):
         first = at < 2 or points[at - 2] != "write" or points[at - 1] != "write"

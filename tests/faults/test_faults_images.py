@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import pytest
+from fuzz import damage, with_right_checksums
 from PIL import Image
 
 from barlowtwins.images import FORMATS, Unreadable, read_image
@@ -128,38 +129,6 @@ class TestDamaged:
             for format in ("JPEG", "PNG", "WEBP"):
                 data = encode(picture(), format, exif=exif)
                 np.testing.assert_array_equal(pixels(read_image(data)), pixels(read_image(encode(picture(), format))))
-
-
-def damage(data: bytes, chance: random.Random) -> bytes:
-    """Flip bits, overwrite, cut out or insert a few bytes, mostly in the header."""
-    damaged = bytearray(data)
-    place = chance.randrange(chance.choice([len(damaged), min(300, len(damaged))]))
-    for kind in chance.choices(range(5), k=chance.randint(1, 2)):
-        if kind == 0:
-            damaged[place % len(damaged)] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            damaged[place : place + 4] = chance.choice([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0\0\1\0"])
-        elif kind == 2:
-            del damaged[place : place + chance.randint(1, 20)]
-        elif kind == 3:
-            damaged[place:place] = chance.randbytes(chance.randint(1, 8))
-        else:
-            start = chance.randrange(len(damaged))
-            damaged[place : place + 30] = damaged[start : start + 30]
-    return bytes(damaged)
-
-
-def with_right_checksums(png: bytes) -> bytes:
-    """Mend the checksums of a PNG file, so that the damage gets past them."""
-    mended, place = bytearray(png), 8
-    while place + 12 <= len(mended):
-        (length,) = struct.unpack_from(">I", mended, place)
-        end = place + 8 + length
-        if end + 4 > len(mended):
-            break
-        struct.pack_into(">I", mended, end, zlib.crc32(mended[place + 4 : end]))
-        place = end + 4
-    return bytes(mended)
 
 
 class TestMislabelled:

@@ -1,0 +1,232 @@
+"""Files with random damage, and processes that read thousands of them under a limit of memory and of time for each.
+
+`python fuzz.py images COUNT SEED LAST` reads damaged images; `weights` runs in a process of the nursery, which has
+imported torch. Both print one JSON object. LAST is the file that holds the input which is being read, for the case
+that the process dies of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import random
+import signal
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DEADLINE = 10.0
+"""Seconds for one input."""
+MOST_MEMORY = 1 << 30
+"""Bytes of address space that the process may take beyond what it has."""
+MAX_PIXELS = 2_000_000
+
+EXTREMES = (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0\0\1\0", b"\x80", b"\x01\0\0\0\0\0\0\0", b"-1")
+
+
+def damage(data: bytes, chance: random.Random) -> bytes:
+    """Flip bits, overwrite, cut out, insert, repeat or cut off a few bytes, mostly in the first and last 300."""
+    damaged = bytearray(data)
+    for kind in chance.choices(range(6), weights=(3, 3, 2, 2, 2, 1), k=chance.randint(1, 3)):
+        size = max(1, len(damaged))
+        where = (chance.randrange(size), chance.randrange(min(300, size)), size - 1 - chance.randrange(min(300, size)))
+        place = chance.choice(where)
+        if kind == 0 and damaged:
+            damaged[place % len(damaged)] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            extreme = chance.choice(EXTREMES)
+            damaged[place : place + len(extreme)] = extreme
+        elif kind == 2:
+            del damaged[place : place + chance.randint(1, 20)]
+        elif kind == 3:
+            damaged[place:place] = chance.randbytes(chance.randint(1, 8))
+        elif kind == 4:
+            start = chance.randrange(size)
+            damaged[place : place + 30] = damaged[start : start + 30]
+        else:
+            del damaged[chance.randrange(size) :]
+    return bytes(damaged)
+
+
+def with_right_checksums(png: bytes) -> bytes:
+    """Mend the checksums of a PNG file, so that the damage gets past them."""
+    mended, place = bytearray(png), 8
+    while place + 12 <= len(mended):
+        (length,) = struct.unpack_from(">I", mended, place)
+        end = place + 8 + length
+        if end + 4 > len(mended):
+            break
+        struct.pack_into(">I", mended, end, zlib.crc32(mended[place + 4 : end]))
+        place = end + 4
+    return bytes(mended)
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+FORMATS: dict[str, list[dict[str, Any]]] = {
+    "JPEG": [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"quality": 100, "subsampling": 0}],
+    "PNG": [{}, {"interlace": 1}, {"save_all": True}],
+    "WEBP": [{}, {"lossless": True}, {"save_all": True}],
+    "TIFF": [{}, *({"compression": name} for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"))],
+    "GIF": [{}, {"save_all": True}],
+}
+"""Pillow's names, and options to write each with."""
+
+
+def photographs() -> list[bytes]:
+    """Parts of real photographs (those that scikit-learn comes with), written in every way of `FORMATS`."""
+    from PIL import Image
+
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "images"
+    files = []
+    for name, corner in (("china.jpg", (200, 100)), ("flower.jpg", (250, 150))):
+        with Image.open(folder / name) as whole:
+            part = whole.convert("RGB").crop((*corner, corner[0] + 64, corner[1] + 48))
+        for form, ways in FORMATS.items():
+            for options in ways:
+                modes = (
+                    ("RGB", "L", "P", "RGBA") if form == "PNG" else ("RGB", "L", "CMYK") if form == "JPEG" else ("RGB",)
+                )
+                for mode in modes:
+                    several = {"append_images": [part.convert(mode).rotate(180)]} if "save_all" in options else {}
+                    buffer = io.BytesIO()
+                    part.convert(mode).save(buffer, form, **options, **several)
+                    files.append(buffer.getvalue())
+    return files
+
+
+def images(count: int, seed: int, last: Path) -> dict[str, Any]:
+    """Read `count` damaged images; anything but an image or `Unreadable` ends the process."""
+    from barlowtwins.images import read_image
+
+    whole, chance = photographs(), random.Random(seed)
+    formats: Counter[str] = Counter()
+
+    def inputs() -> Iterator[bytes]:
+        for number in range(count):
+            data = damage(whole[number % len(whole)], chance)
+            if data.startswith(b"\x89PNG") and chance.random() < 0.8:
+                data = with_right_checksums(data)
+            yield data
+
+    def read(data: bytes) -> str:
+        image = read_image(data, max_pixels=MAX_PIXELS)
+        if hasattr(image, "why"):
+            assert image.why and "\n" not in image.why
+            return "unreadable"
+        assert image.mode == "RGB" and len(image.tobytes()) == 3 * image.width * image.height
+        formats[data[:2].hex()] += 1
+        return "images"
+
+    return watched(inputs(), read, last)
+
+
+# Weight files and checkpoints -----------------------------------------------------------------------------------------
+
+
+def weights(count: int, seed: int, last: Path) -> dict[str, Any]:
+    """Load `count` damaged files, in turn of each kind; anything but tensors or our errors ends the process."""
+    import hashlib
+
+    import torch
+    from safetensors.torch import save
+
+    from barlowtwins.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from barlowtwins.errors import CheckpointError, WeightsError
+    from barlowtwins.head import load_head
+    from barlowtwins.safe_load import read_weight_file
+    from barlowtwins.weights import load_weights
+
+    chance = random.Random(seed)
+    state = {"conv1.weight": torch.randn(4, 3, 3, 3), "bn1.weight": torch.ones(4), "bn1.num": torch.tensor(7)}
+    folder = last.parent
+    config = {"lr": 0.2, "epochs": 3, "projector": "8-8", "knn": None}
+    sealed = save_checkpoint(folder, Checkpoint(3, state, {"state": {}, "param_groups": []}, config, {"images": 3}))
+
+    def pickled(**options: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(state, buffer, **options)
+        return buffer.getvalue()
+
+    def resealed(data: bytes) -> bytes:
+        return data + f"\nsha256 {hashlib.sha256(data).hexdigest()}\n".encode()
+
+    tensors = save(state, {"format": "pt", "barlowtwins": "0.1.0", "backbone": "resnet18", "channels": "3"})
+    checkpoint = sealed.read_bytes()
+    unsealed = checkpoint[: checkpoint.rindex(b"\nsha256 ")]
+    kinds: dict[str, tuple[bytes, Callable[[bytes], bytes], Callable[[Path], Any]]] = {
+        "zip": (pickled(), bytes, read_weight_file),
+        "legacy": (pickled(_use_new_zipfile_serialization=False), bytes, read_weight_file),
+        "safetensors": (tensors, bytes, read_weight_file),
+        "as weights": (tensors, bytes, load_weights),
+        "as head": (tensors, bytes, load_head),
+        "checkpoint": (checkpoint, bytes, load_checkpoint),
+        "checkpoint, sealed anew": (unsealed, resealed, load_checkpoint),
+    }
+    names = list(kinds)
+    number = -1
+
+    def inputs() -> Iterator[bytes]:
+        for turn in range(count):
+            whole, finish, _ = kinds[names[turn % len(names)]]
+            yield finish(damage(whole, chance))
+
+    def read(data: bytes) -> str:
+        nonlocal number
+        number += 1
+        try:
+            kinds[names[number % len(names)]][2](last)
+        except (WeightsError, CheckpointError) as error:
+            complaint = str(error)
+        else:
+            return "loaded"
+        assert complaint and "\n" not in complaint, complaint
+        return "refused"
+
+    return watched(inputs(), read, last)
+
+
+# Both -----------------------------------------------------------------------------------------------------------------
+
+
+def watched(inputs: Iterator[bytes], read: Callable[[bytes], str], last: Path) -> dict[str, Any]:
+    """Read each input from memory or from the file `last`, which holds it; count what `read` says of them.
+
+    The process is killed by a signal if one takes longer than `DEADLINE`, and has no more than `MOST_MEMORY` to grow.
+    """
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, -1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    said: Counter[str] = Counter()
+    slowest = 0.0
+    for data in inputs:
+        last.write_bytes(data)
+        signal.setitimer(signal.ITIMER_REAL, DEADLINE)
+        started = time.perf_counter()
+        said[read(data)] += 1
+        slowest = max(slowest, time.perf_counter() - started)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {**said, "MiB grown": grown // 1024, "slowest": round(slowest, 3)}
+
+
+KINDS: Mapping[str, Callable[[int, int, Path], dict[str, Any]]] = {"images": images, "weights": weights}
+
+
+def main(kind: str, count: str, seed: str, last: str) -> None:
+    print(json.dumps(KINDS[kind](int(count), int(seed), Path(last))), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
