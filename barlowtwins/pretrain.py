@@ -35,6 +35,7 @@ from barlowtwins.monitor import OnlineKNN, held_out
 from barlowtwins.optim import build_optimizer, learning_rate_factor
 from barlowtwins.progress import say
 from barlowtwins.recipes import Settings, record, resolve
+from barlowtwins.recipes.observe import observe
 from barlowtwins.resume import find_checkpoint, initialize, restore
 from barlowtwins.run import RunFolder
 from barlowtwins.signals import StopSignals
@@ -97,7 +98,7 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
     """
     with open_world(config.device) as world:
         source = open_source(config.data, split="train", data_root=config.data_root)
-        settings = resolve(config, channels=source.channels, size=source.size)
+        settings = resolve(config, **observe(source)._asdict())
         plan = plan_run(settings, len(source), world_size=world.size, micro=config.micro_batch_size)
         try:
             model = build_model(settings, config.seed)
@@ -205,8 +206,9 @@ def _train(
             source, unseen(config), transform, preprocessing, run.snapshots, device=str(device), workers=workers
         )
         facts = {"data_facts": data, "classes": list(source.classes), "plan": dataclasses.asdict(plan)}
+        facts["chosen"] = list(settings.chosen)
         run.write_config({**decided, **facts, "world_size": world.size})
-        say(_headline(settings, plan, model, world, precision, workers, step))
+        say("\n".join([_headline(settings, plan, model, world, precision, workers, step), *settings.chosen]))
         journal = Journal(
             run,
             start=step,

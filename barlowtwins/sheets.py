@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from barlowtwins.augment import TwinTransform
 from barlowtwins.augment_pillow import apply_view
-from barlowtwins.config import AugmentConfig
+from barlowtwins.config import AugmentConfig, PretrainConfig
 from barlowtwins.data import open_source, subset
 from barlowtwins.errors import DataError, UsageError
 from barlowtwins.files import atomic_write
 from barlowtwins.images import Unreadable
 from barlowtwins.preprocess import as_image
-from barlowtwins.recipes import load_recipe, recipe_for
+from barlowtwins.recipes import resolve
 from barlowtwins.views import AugmentRecipe, ViewParameters, augmentation, draw_views, rng_for
 
 __all__ = ["AugmentResult", "Tile", "augment", "describe", "draw_sheet", "require_picture", "write_sheet"]
@@ -147,8 +147,8 @@ def augment(config: AugmentConfig) -> AugmentResult:
         raise DataError(f"{config.data} holds no image")
     name = config.augmentation
     if name == "auto":
-        size = (config.image_size,) * 2 if config.image_size else source.size
-        name = str(load_recipe(recipe_for(config.data, size)).get("augmentation", "imagenet"))
+        flags = PretrainConfig(config.data, "", image_size=config.image_size)
+        name = resolve(flags, channels=source.channels, size=source.size).augmentation
     recipe = TwinTransform(augmentation(name), size=config.image_size, channels=source.channels).recipe
     shown = np.unique(np.linspace(0, len(source) - 1, min(config.images, len(source))).round().astype(np.int64))
     picked = subset(source, shown)

@@ -216,9 +216,9 @@ def test_going_on_from_an_older_file_gives_the_newer_ones_up(tmp_path: Path) -> 
 
 def test_a_changed_learning_rate_that_is_allowed_takes_effect(tmp_path: Path) -> None:
     pretrain(tiny(tmp_path, max_steps=5))
-    with pytest.raises(CheckpointError, match=r"--allow-change lr weight_decay$"):
+    with pytest.raises(CheckpointError, match=r"--allow-change lr lr_bias weight_decay$"):
         pretrain(tiny(tmp_path, lr=0.001, weight_decay=0.3))
-    pretrain(tiny(tmp_path, lr=0.001, weight_decay=0.3, allow_change=("lr", "weight_decay")))
+    pretrain(tiny(tmp_path, lr=0.001, weight_decay=0.3, allow_change=("lr", "lr_bias", "weight_decay")))
     rates = {record["step"]: record["lr"] for record in log(tmp_path) if "loss" in record}
     for step in range(1, 13):
         peak = (0.02 if step <= 5 else 0.001) * 16 / 256

@@ -52,8 +52,8 @@ class PretrainConfig:
     optimizer: Literal["lars", "adamw", "sgd"] | None = None
     """LARS as published, or AdamW or SGD, which are often better for small batches."""
     lr: float | None = None
-    """Peak learning rate of weights for 256 images; multiplied by batch size / 256. Under LARS it follows --batch-size by
-    the authors' table unless told."""
+    """Peak learning rate of weights for 256 images; multiplied by batch size / 256. Under LARS it follows
+    --batch-size by the authors' table unless told."""
     lr_bias: float | None = None
     """Peak learning rate of biases and batch norm for 256 images. The true gradient is W times that of the published
     code on W GPUs, so the published 0.0048 on 16 GPUs is 0.0003 here. It follows --lr in proportion unless told."""

@@ -1,6 +1,6 @@
 """Recipes: one TOML file each, headed by what it gives and where that was measured; `Settings` is what they decide.
 
-    flags  >  recipe  >  what the data say
+    flags  >  recipe  >  what follows from other settings and from the images (`follow`)
 
 `resolve` fills every setting in that order, so that a run records each number that made it.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from barlowtwins.config import PretrainConfig
 from barlowtwins.errors import ConfigError
+from barlowtwins.recipes.follow import SMALL, follow
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +26,6 @@ else:
 __all__ = ["Settings", "load_recipe", "recipe_for", "recipe_names", "record", "resolve"]
 
 FOLDER = Path(__file__).parent
-SMALL = 64  # pixels: images up to this side get the small-image recipe
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,21 @@ class Settings:
     lr_bias: float
     weight_decay: float
     warmup_epochs: float
+    chosen: tuple[str, ...] = field(default=(), compare=False)
+    """What was decided by neither flag nor recipe, or follows a flag, and why: a line a choice, in words."""
 
 
-FIELDS = {field.name: str(field.type) for field in fields(Settings) if field.name != "recipe"}  # name -> "int", ...
-DATA_SETS = ("fashion-mnist", "shapes")  # those with a recipe of their name
+FIELDS = {  # name -> "int", ...
+    setting.name: str(setting.type) for setting in fields(Settings) if setting.name not in ("recipe", "chosen")
+}
+DATA_SETS = {  # data sets with a recipe of their own
+    "cifar10": "cifar10",
+    "cifar100": "cifar10",
+    "fashion-mnist": "fashion-mnist",
+    "shapes": "shapes",
+    "stl10": "stl10",
+    "stl10-unlabeled": "stl10",
+}
 
 
 def recipe_names() -> list[str]:
@@ -76,12 +87,12 @@ def load_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"recipe {path} is not TOML: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    for field, value in settings.items():
-        if field not in FIELDS:
-            raise ConfigError(f"recipe {path}: {field} is not a setting; {_hint(field, FIELDS)}")
-        kinds = {"int": (int,), "float": (int, float), "str": (str,)}[FIELDS[field]]
+    for setting, value in settings.items():
+        if setting not in FIELDS:
+            raise ConfigError(f"recipe {path}: {setting} is not a setting; {_hint(setting, FIELDS)}")
+        kinds = {"int": (int,), "float": (int, float), "str": (str,)}[FIELDS[setting]]
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ConfigError(f"recipe {path}: {field} is {value!r}; it must be of type {FIELDS[field]}")
+            raise ConfigError(f"recipe {path}: {setting} is {value!r}; it must be of type {FIELDS[setting]}")
     return settings
 
 
@@ -94,16 +105,16 @@ def recipe_for(data: str, size: tuple[int, int] | None) -> str:
     """
     name = data.split(":")[0]
     if name in DATA_SETS:
-        return name
+        return DATA_SETS[name]
     return "small-data" if size is not None and max(size) <= SMALL else "imagenet-bs256"
 
 
 def resolve(config: PretrainConfig, *, channels: int, size: tuple[int, int] | None) -> Settings:
-    """Decide every setting: as the flags say, else as the recipe says, else from the data.
+    """Decide every setting: as the flags say, else as the recipe says, else as it follows from others and the images.
 
     Args:
         config: as the user gave it.
-        channels: of the images, 1 or 3.
+        channels: of the images.
         size: (height, width) where all images have the same, else None.
 
     Raises:
@@ -113,30 +124,31 @@ def resolve(config: PretrainConfig, *, channels: int, size: tuple[int, int] | No
     if config.image_size is not None:
         size = (config.image_size, config.image_size)
     name = recipe_for(config.data, size) if config.recipe == "auto" else config.recipe
-    values: dict[str, Any] = {"channels": channels}
-    values |= load_recipe(name)
-    values |= {field: value for field in FIELDS if (value := getattr(config, field)) is not None}
+    recipe = load_recipe(name)
+    flags = {setting: value for setting in FIELDS if (value := getattr(config, setting)) is not None}
+    values: dict[str, Any] = {"channels": channels, **recipe, **flags}
     if str(values.get("backbone")).startswith("timm:") and config.stem is None:
         values["stem"] = "imagenet"  # a recipe's stem is for ResNets; those models have their own
-    if "epochs" in values:
-        values.setdefault("warmup_epochs", min(10.0, values["epochs"] / 10))
-    if missing := [field for field in FIELDS if field not in values]:
+    chosen = follow(values, recipe, flags, size)
+    if missing := [setting for setting in FIELDS if setting not in values]:
         raise ConfigError(f"recipe {name} leaves open {', '.join(missing)}; add it there or give the flag")
     try:
         PretrainConfig(config.data, config.out, **values)  # the checks of the flags, for the recipe's values too
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from error
-    for field, kind in get_type_hints(PretrainConfig).items():
+    for setting, kind in get_type_hints(PretrainConfig).items():
         choices = [choice for part in get_args(kind) if get_origin(part) is Literal for choice in get_args(part)]
-        if field in values and choices and values[field] not in choices:
-            raise ConfigError(f"recipe {name}: {field} is {values[field]!r}; it is one of {', '.join(choices)}")
-    values |= {field: float(values[field]) for field, kind in FIELDS.items() if kind == "float"}
-    return Settings(recipe=name, **values)
+        if setting in values and choices and values[setting] not in choices:
+            raise ConfigError(f"recipe {name}: {setting} is {values[setting]!r}; it is one of {', '.join(choices)}")
+    values |= {setting: float(values[setting]) for setting, kind in FIELDS.items() if kind == "float"}
+    return Settings(recipe=name, **values, chosen=tuple(chosen))
 
 
 def record(config: PretrainConfig, settings: Settings) -> dict[str, Any]:
     """The configuration with every setting decided, as config.json and the checkpoints keep it."""
-    return {**asdict(config), **asdict(settings)}
+    decided = asdict(settings)
+    del decided["chosen"]  # words about the rest
+    return {**asdict(config), **decided}
 
 
 def _hint(wrong: str, known: Collection[str]) -> str:
