@@ -134,7 +134,7 @@ def _stl10(name: str, split: str, root: Path) -> Source:
         lambda download: STL10(root, split=split if name == "stl10" else "train+unlabeled", download=download),
         name,
         root,
-        "stl10_binary.tar.gz from http://ai.stanford.edu/~acoates/stl10/",
+        "stl10_binary.tar.gz from ai.stanford.edu/~acoates/stl10/",
     )
     images = loaded.data.transpose(0, 2, 3, 1)  # (N, 96, 96, 3)
     return ArraySource(name, images, *((loaded.labels, loaded.classes) if name == "stl10" else ()))
