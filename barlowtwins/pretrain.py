@@ -26,6 +26,7 @@ from barlowtwins.data import Source, open_source
 from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
 from barlowtwins.distributed import World, open_world
 from barlowtwins.errors import ConfigError, StoppedEarly, TrainingError
+from barlowtwins.estimate import Estimate, estimate_run
 from barlowtwins.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
 from barlowtwins.journal import Journal
 from barlowtwins.lock import FolderLock
@@ -33,6 +34,7 @@ from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.model import BarlowTwins
 from barlowtwins.monitor import OnlineKNN, held_out
 from barlowtwins.optim import build_optimizer, learning_rate_factor
+from barlowtwins.printing import render
 from barlowtwins.progress import say
 from barlowtwins.recipes import Settings, record, resolve
 from barlowtwins.recipes.observe import observe
@@ -74,6 +76,16 @@ class PretrainResult:
     """Over this process's own steps."""
     unreadable: int = 0
     """Images that could not be read and were replaced."""
+    estimate: Estimate | None = None
+    """Of a dry run: the memory and time that the run would take."""
+
+    def summary(self) -> str:
+        fields = {name: value for name, value in vars(self).items() if name not in ("settings", "estimate")}
+        settings = {name: value for name, value in vars(self.settings).items() if name != "chosen"}
+        if self.estimate is None:
+            return render({**fields, "settings": settings})
+        shown = {**settings, "plan": self.plan, "parameters": self.parameters}
+        return "\n".join([render(shown), *self.settings.chosen, self.estimate.summary()])
 
 
 def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> PretrainResult:
@@ -103,7 +115,8 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
         try:
             model = build_model(settings, config.seed)
             if config.dry_run:
-                return PretrainResult(config.out, 0, plan, settings, _parameters(model))
+                found = estimate_run(config, settings, model, source, world, steps=plan.steps)
+                return PretrainResult(config.out, 0, plan, settings, _parameters(model), estimate=found)
             with FolderLock(config.out) if world.writes else contextlib.nullcontext():
                 return _train(config, settings, plan, model, source, world, trackers)
         except (RuntimeError, MemoryError) as error:

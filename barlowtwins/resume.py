@@ -15,13 +15,13 @@ from barlowtwins.errors import CheckpointError, ConfigError, OutputError
 from barlowtwins.model import BarlowTwins
 from barlowtwins.progress import say
 from barlowtwins.published import read_published
-from barlowtwins.recipes import Settings
+from barlowtwins.recipes import FIELDS
 
 __all__ = ["find_checkpoint", "initialize", "restore"]
 
 # What the rest of a run is a function of; other settings (workers, device, intervals) may change freely.
 MATHS = (
-    *(field.name for field in dataclasses.fields(Settings) if field.name != "recipe"),
+    *FIELDS,
     *("seed", "precision", "micro_batch_size"),
 )
 # Of those, what the tensors of a checkpoint are made for: no flag carries them over.

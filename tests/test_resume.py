@@ -118,7 +118,8 @@ def test_every_setting_that_alters_the_maths_is_tested_here() -> None:
 def test_what_alters_the_maths_is_refused_unless_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    old, new = {"warmup_epochs": 0.0}, {"warmup_epochs": 0.0, name: CHANGES[name]}
+    old = {"warmup_epochs": 0.0, "lr_bias": 0.02}  # which follow others unless told
+    new = {**old, name: CHANGES[name]}
     before = saved(tmp_path, **old).config[name]
     with pytest.raises(CheckpointError, match="the checkpoint at step 6 of") as caught:
         find(tmp_path, **new)

@@ -91,7 +91,8 @@ class PretrainConfig:
     allow_change: tuple[str, ...] = ()
     """Settings that may differ from the checkpoint's at a resume, such as `data` or `lambd`."""
     dry_run: bool = False
-    """Print the resolved settings, parameters and steps; train nothing."""
+    """Print the resolved settings, parameters and steps, and estimate memory and time from ten steps on random input;
+    train nothing."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "micro_batch_size", "image_size", "channels", "checkpoint_every"):

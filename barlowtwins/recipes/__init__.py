@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Settings", "load_recipe", "recipe_for", "recipe_names", "record", "resolve"]
+__all__ = ["FIELDS", "Settings", "load_recipe", "recipe_for", "recipe_names", "record", "resolve"]
 
 FOLDER = Path(__file__).parent
 
