@@ -2,8 +2,10 @@
 
 Image i of a split is a pure function of the split, i and the size. Place, size, angle, colours, textures, clutter and
 noise are drawn independently of the class, and a shape is darker or brighter than what lies behind it, so neighbours
-in pixel space rarely share a class. Yet the outline is plain to see, and it is most of what two distorted views of an
-image have in common: the colours are muted, since a network learns first whatever else two views share.
+in pixel space rarely share a class. The colours are strong: they are what pixels and untrained networks compare, and
+what a distortion of colours (augmentation "shapes") takes away. What two views still share is mostly the outline. The
+shapes stand nearly upright, as things in photographs do: no published distortion turns an image, so a network would
+learn the angle before the class.
 
 The pixels are the same on every platform: random numbers come raw from a counter-based generator, and what is done to
 a pixel is single precision + - * /, square root and comparison, which IEEE 754 rounds exactly.
@@ -137,14 +139,14 @@ def _draw_block(start: int, n: int, split: int, size: int) -> npt.NDArray[np.uin
     def between(low: float, high: float) -> Array:
         return (low + (high - low) * next(chance)).astype(np.float32)
 
-    def direction() -> tuple[Array, Array]:
-        """Cosine and sine, (n, 1) each, of any angle."""
-        angle = 2 * np.pi * next(chance)
+    def direction(most: float = 180) -> tuple[Array, Array]:
+        """Cosine and sine, (n, 1) each, of any angle up to that many degrees either way."""
+        angle = (2 * next(chance) - 1) * most * np.pi / 180
         return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
     def colour(brightness: Array) -> Array:
-        """(n, 3, 1): any hue around a brightness (n, 1)."""
-        tint = np.stack([between(-0.05, 0.05) for _ in range(3)], 1)  # (n, 3, 1)
+        """(n, 3, 1): any hue around a brightness (n, 1), which clipping may change a little."""
+        tint = np.stack([between(-0.4, 0.4) for _ in range(3)], 1)  # (n, 3, 1)
         return np.clip(brightness[:, None] + tint - tint.mean(1, keepdims=True), 0, 1)
 
     def waves() -> Array:
@@ -156,7 +158,7 @@ def _draw_block(start: int, n: int, split: int, size: int) -> npt.NDArray[np.uin
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     y, x = (axis.reshape(1, -1) for axis in np.meshgrid(grid, grid, indexing="ij"))  # (1, P) each, in 0..1
 
-    brightness, contrast = between(0.4, 0.6), between(0.25, 0.45)
+    brightness, contrast = between(0.4, 0.6), between(0.2, 0.5)
     darker = between(0, 1) < 0.5
     behind, front = colour(brightness), colour(np.where(darker, brightness - contrast, brightness + contrast))
 
@@ -166,7 +168,7 @@ def _draw_block(start: int, n: int, split: int, size: int) -> npt.NDArray[np.uin
         cover = _cover(_length(x - mark_x, y - mark_y) - radius, size)
         image += cover[:, None] * (colour(between(0, 1)) - image)
 
-    (cos, sin), radius = direction(), between(0.22, 0.38)
+    (cos, sin), radius = direction(25), between(0.25, 0.4)
     right, up = (x - between(0.3, 0.7)) / radius, (between(0.3, 0.7) - y) / radius  # (n, P), from the centre
     u, v = cos * right + sin * up, cos * up - sin * right  # the same in the shape's own frame
     distance = np.empty_like(u)
@@ -178,7 +180,7 @@ def _draw_block(start: int, n: int, split: int, size: int) -> npt.NDArray[np.uin
     image += cover[:, None] * (front + between(0, 0.015)[..., None] * waves()[:, None] - image)
 
     noise = _random(start, n, split, stream=1, per_image=3 * size * size).astype(np.float32) - 0.5
-    image += between(0, 0.15)[..., None] * noise.reshape(image.shape)
+    image += between(0, 0.1)[..., None] * noise.reshape(image.shape)
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return pixels.reshape(n, 3, size, size).transpose(0, 2, 3, 1)
 

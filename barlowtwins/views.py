@@ -123,6 +123,17 @@ AUGMENTATIONS: dict[str, AugmentRecipe] = {
     for recipe in (
         AugmentRecipe("imagenet"),
         AugmentRecipe("small", size=32, scale=(0.25, 1.0), blur_p=(0.0, 0.0), mean=(0.5,) * 3, std=(0.5,) * 3),
+        AugmentRecipe(  # any colour may become any other, so that the outline remains; crops keep most of it in view
+            "shapes",
+            size=32,
+            scale=(0.5, 1.0),
+            jitter=(0.6, 0.6, 1.0, 0.5),
+            grey_p=0.5,
+            blur_p=(0.0, 0.0),
+            solarize_p=(0.0, 0.0),
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+        ),
         AugmentRecipe(
             "grey",
             size=28,
