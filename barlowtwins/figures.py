@@ -90,7 +90,7 @@ def charts(records: Sequence[Mapping[str, Any]], lambd: float) -> list[Chart]:
             ),
             log=True,
         ),
-        Chart("Online kNN, held-out images", "epoch", (series("top-1, %", "knn"),)),
+        Chart("Online kNN, held-out images", "epoch", (series("top-1, %", "knn"), series("linear probe, %", "probe"))),
         Chart(
             "Effective rank of the features",
             "epoch",
@@ -104,6 +104,13 @@ def charts(records: Sequence[Mapping[str, Any]], lambd: float) -> list[Chart]:
             (series("deviation", "feature_deviation"),),
             zero=True,
             note="How far images spread: 1 everywhere alike, 0 all in one point (collapsed).",
+        ),
+        Chart(
+            "Alignment and uniformity of embeddings",
+            "epoch",
+            (series("alignment", "alignment"), series("uniformity", "uniformity")),
+            note="Alignment: how far apart the two views of an image are, 0 at best. Uniformity: how evenly images "
+            "spread, -4 at best; 0: all in one point (collapsed).",
         ),
         Chart("Learning rates", "epoch", rates if rates[0].y != rates[1].y else (both,), zero=True),
         Chart("Throughput, average so far", "epoch", (series("images a second", "images_per_second"),), zero=True),

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import optim
 
+from barlowtwins.collapse import judge, judge_loss
 from barlowtwins.errors import BarlowTwinsError, MissingExtraError
 from barlowtwins.loss import LossTerms
 from barlowtwins.model import BarlowTwins
@@ -36,7 +37,9 @@ class Journal:
         steps: of the whole run.
         steps_per_epoch, batch_size: for epochs and rates.
         log_every: steps between lines.
-        knn, knn_every: the evaluation, if there are labels, and the epochs between two.
+        knn, knn_every, probe_every: the evaluation, if there are labels, and the epochs between two of its kNNs and of
+            its linear probes; 0: none.
+        lambd: weight of the off-diagonal terms; with it the log says how far above its floor the loss is.
         watch, report_every: what looks at the network, if anything does, and the epochs between two looks.
         trackers: what else gets each line.
     """
@@ -52,24 +55,32 @@ class Journal:
         log_every: int,
         knn: OnlineKNN | None,
         knn_every: int,
+        probe_every: int = 0,
+        lambd: float | None = None,
         watch: Watch | None = None,
         report_every: int = 1,
         trackers: Sequence[Tracker] = (),
     ) -> None:
         self.run, self.steps_per_epoch, self.batch_size = run, steps_per_epoch, batch_size
         self.log_every, self.knn, self.knn_every = log_every, knn, knn_every
+        self.probe_every, self.lambd = probe_every, lambd
         self.watch, self.report_every, self.trackers = watch, report_every, trackers
         self.loss: float | None = None
         self.accuracy: float | None = None
         self.images, self.seconds = 0, 0.0  # of this process's own steps, evaluations and saves not counted
-        self._evaluated = 0  # step of the last kNN
+        self._evaluated = self._probed = 0  # step of the last kNN, of the last probe
         self._looked = -1  # step of the last look
         self._next_report = 0.0  # not before this time
         self._pending: list[dict[str, Any]] = []
+        self._seen: list[dict[str, Any]] = []  # what verdicts are made of
+        self._said = ""  # the last warning
         for record in run.rewind_log(start):
+            self._remember(record)
             self.loss = record.get("loss", self.loss)
             if "knn" in record:
                 self.accuracy, self._evaluated = record["knn"], record["step"]
+            if "probe" in record:
+                self._probed = record["step"]
             if "effective_rank" in record:
                 self._looked = record["step"]
         self._progress = Progress(steps * batch_size, desc="pretrain", initial=start * batch_size)
@@ -106,7 +117,7 @@ class Journal:
         self.images, self.seconds, self._mark = self.images + self.batch_size, self.seconds + now - self._mark, now
         due = step % self.log_every == 0 or step % self.steps_per_epoch == 0
         if due or last:
-            self.loss = terms.loss.item()
+            self.loss = loss = terms.loss.item()
         if due:
             weights, one_dimensional = (group["lr"] for group in optimizer.param_groups)
             self._write(
@@ -117,6 +128,7 @@ class Journal:
                     "on_diagonal": terms.on_diagonal.item(),
                     "off_diagonal": terms.off_diagonal.item(),
                     "floor": terms.floor,
+                    **({} if self.lambd is None else {"above_floor": loss - self.lambd * terms.floor}),
                     "form": terms.form,
                     "lr": weights,
                     "lr_bias": one_dimensional,
@@ -150,13 +162,18 @@ class Journal:
             if seen is not None:
                 self._looked, told = step, True
                 self._write({"step": step, "epoch": epoch, **seen})
-        if self.knn and step > self._evaluated and epoch % self.knn_every == 0:
+        knn = bool(self.knn_every) and step > self._evaluated and epoch % self.knn_every == 0
+        probe = bool(self.probe_every) and step > self._probed and epoch % self.probe_every == 0
+        if self.knn and (knn or probe):
             with self.pause():
-                accuracy = self.knn.accuracy(model.backbone, give_up)
-            if accuracy is not None:
-                self.accuracy, self._evaluated, told = accuracy, step, True
-                self._write({"step": step, "epoch": epoch, "knn": accuracy})
-                self._progress.update(0, knn=f"{accuracy:.1f} %")
+                found = self.knn.evaluate(model.backbone, knn=knn, probe=probe, give_up=give_up)
+            if found is not None:
+                told = True
+                self.accuracy = found.get("knn", self.accuracy)
+                self._evaluated, self._probed = step if knn else self._evaluated, step if probe else self._probed
+                self._write({"step": step, "epoch": epoch, **found})
+                self._progress.update(0, **{name: f"{percent:.1f} %" for name, percent in found.items()})
+        self._warn()
         if told and step and time.perf_counter() >= self._next_report:
             self.report()
 
@@ -186,8 +203,23 @@ class Journal:
         finally:
             self._mark = time.perf_counter()
 
+    def _warn(self) -> None:
+        """Say it when the run collapses or diverges, once as long as it is of one kind."""
+        verdicts = [verdict for verdict in (judge(self._seen), judge_loss(self._seen)) if verdict.level == "bad"]
+        kinds = ", ".join(verdict.words.partition(":")[0] for verdict in verdicts)
+        if verdicts and kinds != self._said:
+            for verdict in verdicts:
+                say(f"warning: {verdict.words} {verdict.advice}")
+        self._said = kinds
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        fields = ("loss", "effective_rank", "rank_limit", "feature_deviation")
+        if kept := {name: record[name] for name in fields if name in record}:
+            self._seen.append(kept)
+
     def _write(self, record: dict[str, Any]) -> None:
         """Append to the log; lines that a full disk refuses are kept for the next time."""
+        self._remember(record)
         for tracker in self.trackers:
             tracker.log(dict(record))
         self._pending.append(record)

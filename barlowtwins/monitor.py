@@ -1,4 +1,4 @@
-"""How good is the representation while it is being learned: kNN on held-out labels, every few epochs."""
+"""How good is the representation while it is learned: kNN and a linear probe on held-out labels, every few epochs."""
 
 # M images in the bank, Q queries, D features
 
@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from torch import nn
 
 from barlowtwins.config import PretrainConfig
@@ -14,6 +16,7 @@ from barlowtwins.data import Source, has_split, open_source, subset
 from barlowtwins.embedder import Embedder, extract
 from barlowtwins.errors import DataError
 from barlowtwins.evaluate.knn import knn_accuracy
+from barlowtwins.evaluate.logistic import COARSE, fit_logistic
 from barlowtwins.preprocess import Preprocessing
 from barlowtwins.progress import say
 
@@ -21,6 +24,7 @@ __all__ = ["OnlineKNN", "held_out"]
 
 BANK, QUERIES = 10_000, 2_000  # images at most: an evaluation should take seconds, not minutes
 NEIGHBOURS = 20
+PENALTY = 1e-3  # of the probe, one for all: `evaluate linear` looks for the best
 BATCH = 128
 ASIDE = 6  # of labelled images without a test split, every sixth is a query
 
@@ -35,7 +39,8 @@ def held_out(config: PretrainConfig, source: Source) -> tuple[Source, Source] | 
     Raises:
         DataError: `--val` has no labels, or other classes than the training data.
     """
-    if config.val == "none" or config.knn_every == 0 or (source.labels is None and config.val is None):
+    watched = config.knn_every or config.probe_every
+    if config.val == "none" or not watched or (source.labels is None and config.val is None):
         return None
     queries = None
     if config.val is not None or has_split(config.data, "test"):
@@ -58,7 +63,10 @@ def held_out(config: PretrainConfig, source: Source) -> tuple[Source, Source] | 
 
 
 class OnlineKNN:
-    """Weighted kNN (k = 20, T = 0.07) of held-out images, on features of the network as it stands."""
+    """Weighted kNN (k = 20, T = 0.07) and a linear probe of held-out images, on features of the network as it stands.
+
+    The probe is multinomial logistic regression on standardised features, penalty 1e-3, trained to convergence.
+    """
 
     def __init__(
         self, bank: Source, queries: Source, preprocessing: Preprocessing, *, device: str, workers: int
@@ -67,14 +75,29 @@ class OnlineKNN:
         self.device, self.workers = device, workers
 
     def accuracy(self, backbone: nn.Module, give_up: Callable[[], bool] | None = None) -> float | None:
-        """Percent of the held-out images whose class their neighbours name; the network is left as it was.
+        """`evaluate`, kNN alone."""
+        found = self.evaluate(backbone, give_up=give_up)
+        return None if found is None else found["knn"]
+
+    def evaluate(
+        self,
+        backbone: nn.Module,
+        *,
+        knn: bool = True,
+        probe: bool = False,
+        give_up: Callable[[], bool] | None = None,
+    ) -> dict[str, float] | None:
+        """Percent of the held-out images whose class is found; the network is left as it was.
 
         Args:
             backbone: (n, C, S, S) -> (n, D).
+            knn: by their neighbours in the bank.
+            probe: by a linear classifier trained on the bank. Both take the same features.
             give_up: asked after each batch; the answer True ends it.
 
         Returns:
-            None if it gave up, or if no image could be read: a run does not fail for being watched.
+            "knn" and "probe", as asked for; None if it gave up, or if no image could be read: a run does not fail for
+            being watched.
         """
 
         def ask(done: int, total: int) -> None:
@@ -94,8 +117,19 @@ class OnlineKNN:
         if not all(map(len, features)):
             say("warning: no kNN, since none of the held-out images, or none of the bank's, gives features")
             return None
-        k = min(NEIGHBOURS, len(features[0]))
-        return knn_accuracy(features[0], labels[0], features[1], labels[1], k=k, device=self.device)[k].top1
+        found = {}
+        if knn:
+            k = min(NEIGHBOURS, len(features[0]))
+            found["knn"] = knn_accuracy(features[0], labels[0], features[1], labels[1], k=k, device=self.device)[k].top1
+        if probe:
+            found["probe"] = self._probe(features, labels)
+        return found
+
+    def _probe(self, features: list[npt.NDArray[np.float32]], labels: list[npt.NDArray[np.int64]]) -> float:
+        x, queries = (torch.from_numpy(part) for part in features)  # (M, D), (Q, D)
+        truth, wanted = (torch.from_numpy(part) for part in labels)
+        fit = fit_logistic(x, truth, num_classes=len(self.bank.classes), l2=PENALTY, tolerance=COARSE)
+        return 100 * (fit.logits(queries).argmax(1) == wanted).double().mean().item()
 
 
 class _GivenUpError(Exception):

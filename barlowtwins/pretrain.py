@@ -232,6 +232,8 @@ def _train(
             knn=labelled and OnlineKNN(*labelled, preprocessing, device=str(device), workers=workers),
             knn_every=config.knn_every,
             watch=watch or None,
+            probe_every=config.probe_every,
+            lambd=settings.lambd,
             report_every=config.report_every,
             trackers=[*trackers, *opened],
         )

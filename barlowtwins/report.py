@@ -109,7 +109,7 @@ def build(
     body = [
         "<main>",
         _head(name, config, records),
-        f'<p class="verdict {verdict.level}" id="verdict">{text(verdict.words)}</p>',
+        f'<p class="verdict {verdict.level}" id="verdict">{text(f"{verdict.words} {verdict.advice}".rstrip())}</p>',
         _tiles(config, records),
         "<h2>Curves</h2>",
         f'<div class="charts">{"".join(map(_figure, shown)) or "<p>Nothing is logged yet.</p>"}</div>',
@@ -143,6 +143,7 @@ def _tiles(config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> s
         (f"{round(epoch, 2):g} / {config.get('epochs')}", "epochs" + (", finished" if steps and step >= steps else "")),
         (_number(last("loss")), "loss"),
         (f"{last('knn'):.1f} %" if last("knn") is not None else None, "online kNN"),
+        (f"{last('probe'):.1f} %" if last("probe") is not None else None, "online linear probe"),
         (_number(last("effective_rank")), "effective rank"),
         (_number(last("feature_deviation")), "feature deviation"),
         (_number(last("images_per_second")), "images a second"),

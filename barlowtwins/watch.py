@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from barlowtwins.augment import AugmentRecipe, TwinTransform
 from barlowtwins.batches import ranges, read_ahead
-from barlowtwins.collapse import effective_rank, feature_deviation, singular_values
+from barlowtwins.collapse import alignment, effective_rank, feature_deviation, singular_values, uniformity
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data import Source, has_split, open_source
 from barlowtwins.embedder import Embedder
@@ -103,8 +103,9 @@ class Watch:
             give_up: asked after each batch; once it says True there is nothing.
 
         Returns:
-            effective_rank, rank_limit and feature_deviation of the backbone's features; None if it gave up, or if
-            there is next to nothing to see. A snapshot that cannot be written is a warning.
+            effective_rank, rank_limit and feature_deviation of the backbone's features; alignment and uniformity of the
+            embeddings of two views; None if it gave up, or if there is next to nothing to see. A snapshot that cannot
+            be written is a warning.
         """
         seen = self._see(model, max(0, epoch - 1), give_up)
         if seen is None:
@@ -118,6 +119,8 @@ class Watch:
             "effective_rank": effective_rank(seen.features),
             "rank_limit": min(seen.features.shape),
             "feature_deviation": feature_deviation(seen.features),
+            "alignment": alignment(seen.z1, seen.z2),
+            "uniformity": uniformity(seen.z1),
         }
 
     def _see(self, model: BarlowTwins, epoch: int, give_up: Callable[[], bool]) -> _Seen | None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from barlowtwins.collapse import effective_rank, feature_deviation, judge, singular_values
+from barlowtwins.collapse import (
+    alignment,
+    effective_rank,
+    feature_deviation,
+    judge,
+    judge_loss,
+    singular_values,
+    uniformity,
+)
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
@@ -60,3 +69,44 @@ def test_a_collapsed_network_is_seen_as_such() -> None:
     for features, words in ((same, "Collapsed"), (few, "Dimensional"), (rng.normal(size=(64, 32)), "No collapse")):
         seen = record(effective_rank(features), feature_deviation(features)) | {"rank_limit": 32}
         assert judge([seen]).words.startswith(words)
+
+
+def test_alignment_and_uniformity_are_those_of_the_definition() -> None:
+    x, y = torch.randn(2, 40, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b = torch.nn.functional.normalize(x), torch.nn.functional.normalize(y)
+    assert alignment(x, y) == pytest.approx((a - b).norm(dim=1).square().mean().item())
+    assert uniformity(x) == pytest.approx(torch.pdist(a).square().mul(-2).exp().mean().log().item())
+    assert uniformity(x, t=3) == pytest.approx(torch.pdist(a).square().mul(-3).exp().mean().log().item())
+
+
+def test_alignment_and_uniformity_at_their_ends() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 400))
+    assert alignment(x, 3 * x) == pytest.approx(0, abs=1e-12)
+    assert alignment(x, -x) == pytest.approx(4)
+    assert alignment(x, x[::-1]) == pytest.approx(2, abs=0.1)
+    assert uniformity(np.ones((5, 3))) == pytest.approx(0, abs=1e-12)
+    assert uniformity(x) == pytest.approx(-4, abs=0.05)
+    assert np.isfinite(uniformity(np.zeros((4, 3))))
+
+
+@pytest.mark.parametrize(
+    ("losses", "level"),
+    [
+        ([100.0] * 9, "none"),  # too few
+        (list(np.linspace(1000, 100, 40)), "good"),
+        ([100.0, 1000.0] * 10, "good"),  # jumps, but no trend
+        ([100.0] * 20 + [149.0] * 5, "good"),
+        ([100.0] * 20 + [151.0] * 5, "bad"),
+        ([100.0] * 20 + [900.0] * 5 + [100.0] * 5, "good"),  # it came back
+    ],
+)
+def test_a_loss_that_stays_far_above_its_best_diverges(losses: list[float], level: str) -> None:
+    verdict = judge_loss([{"loss": loss} for loss in losses] + [{"knn": 50.0}])
+    assert verdict.level == level
+    assert ("lower --lr" in verdict.advice) == (level == "bad")
+
+
+def test_a_bad_verdict_says_what_to_try_first() -> None:
+    for seen in ([record(80, deviation=0.01)], [record(2.5)], [record(120), record(50)]):
+        assert "--lr" in judge(seen).advice
+    assert judge([record(120)]).advice == ""

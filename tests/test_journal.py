@@ -27,11 +27,13 @@ class Counted(OnlineKNN):
     def __init__(self) -> None:
         self.calls = 0
 
-    def accuracy(self, backbone: torch.nn.Module, give_up: Any = None) -> float | None:
+    def evaluate(
+        self, backbone: torch.nn.Module, *, knn: bool = True, probe: bool = False, give_up: Any = None
+    ) -> dict[str, float] | None:
         if give_up():
             return None
         self.calls += 1
-        return 49.0 + self.calls
+        return ({"knn": 49.0 + self.calls} if knn else {}) | ({"probe": 59.0 + self.calls} if probe else {})
 
 
 def terms(step: int) -> LossTerms:
@@ -114,6 +116,51 @@ def test_an_evaluation_that_was_given_up_is_made_up_for(tmp_path: Path) -> None:
     assert knn.calls == 1
     assert log(tmp_path)[-1] == {"step": 20, "epoch": 2, "knn": 50.0}
     assert again.accuracy == 50.0
+
+
+def test_the_linear_probe_has_its_own_turns_and_shares_a_line_with_the_knn(tmp_path: Path) -> None:
+    knn = Counted()
+    go(journal(tmp_path, knn=knn, knn_every=2, probe_every=3, steps=60), 1, 60)
+    found = {record["step"]: record for record in log(tmp_path) if {"knn", "probe"} & set(record)}
+    assert {step: sorted({"knn", "probe"} & set(record)) for step, record in found.items()} == {
+        20: ["knn"],
+        30: ["probe"],
+        40: ["knn"],
+        60: ["knn", "probe"],
+    }
+    assert knn.calls == 4  # one extraction for both
+    again = journal(tmp_path, 60, knn=knn, knn_every=2, probe_every=3, steps=60)
+    again.evaluate(60, MODEL, (), lambda: False)
+    assert (knn.calls, again.accuracy) == (4, 53.0)
+
+
+def test_either_can_be_turned_off(tmp_path: Path) -> None:
+    go(journal(tmp_path, knn=Counted(), knn_every=0, probe_every=1), 1, 10)
+    assert [sorted(record) for record in log(tmp_path)][-1] == ["epoch", "probe", "step"]
+
+
+def test_with_lambda_a_line_says_how_far_above_its_floor_the_loss_is(tmp_path: Path) -> None:
+    go(journal(tmp_path, lambd=0.5), 1, 4)
+    wanted = terms(4)
+    assert log(tmp_path)[0]["above_floor"] == wanted.loss.item() - 0.5 * wanted.floor
+
+
+def test_a_run_that_diverges_or_collapses_is_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = journal(tmp_path, log_every=1)
+
+    def take(first: int, last: int, factor: float) -> str:
+        for step in range(first, last + 1):
+            one.step(step, terms(1)._replace(loss=torch.tensor(100 * factor)), OPTIMIZER, 0, last=False)
+            one.evaluate(step, MODEL, (), lambda: False)
+        return capsys.readouterr().err
+
+    assert "warning" not in take(1, 20, 1.0)
+    assert take(21, 30, 2.0).count("warning: Diverging: the loss is 200 on average") == 1
+    assert "warning" not in take(31, 40, 2.0)  # it was said
+    one._write({"step": 40, "epoch": 4, "effective_rank": 1.5, "rank_limit": 99, "feature_deviation": 0.01})
+    said = take(41, 50, 2.0)
+    assert "warning: Collapsed: nearly the same features" in said
+    assert "Try a lower --lr first" in said
 
 
 def test_the_untrained_network_has_no_knn(tmp_path: Path) -> None:

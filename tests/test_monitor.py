@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
+from barlowtwins import monitor
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data import open_source, subset
+from barlowtwins.embedder import extract as extract_features
 from barlowtwins.errors import DataError
 from barlowtwins.model import BarlowTwins, build_backbone
 from barlowtwins.monitor import BANK, QUERIES, OnlineKNN, held_out
@@ -81,7 +85,11 @@ def test_unlabelled_data_are_watched_on_labelled_ones_alone(tmp_path: Path) -> N
     assert len(found[0]) == 10
 
 
-@pytest.mark.parametrize("changes", [{"val": "none"}, {"knn_every": 0}])
+def test_a_probe_alone_needs_the_images_too() -> None:
+    assert parts("shapes:30", knn_every=0, probe_every=3) is not None
+
+
+@pytest.mark.parametrize("changes", [{"val": "none"}, {"knn_every": 0, "probe_every": 0}])
 def test_it_can_be_turned_off(changes: dict[str, Any]) -> None:
     assert parts("shapes:30", **changes) is None
 
@@ -139,6 +147,30 @@ def test_it_is_the_weighted_knn_of_features_in_evaluation_mode(backbone: torch.n
     oracle.fit(features[0], bank.labels)
     wanted = 100 * (oracle.predict(features[1]) == queries.labels).mean()
     assert watch(bank, queries).accuracy(backbone) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_probe_is_logistic_regression_on_the_same_features(
+    backbone: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, queries = open_source("shapes:200"), open_source("shapes:100", split="test")
+    extracted: list[np.ndarray] = []
+
+    def extract(*arguments: Any, **named: Any) -> Any:
+        rows, good = extract_features(*arguments, **named)
+        extracted.append(rows)
+        return rows, good
+
+    monkeypatch.setattr(monitor, "extract", extract)
+    found = watch(bank, queries).evaluate(backbone, probe=True)
+    assert found is not None
+    assert len(extracted) == 2  # the bank and the queries, once for both
+    assert found["knn"] == watch(bank, queries).accuracy(backbone)
+    scaler = StandardScaler().fit(extracted[0].astype(np.float64))
+    oracle = LogisticRegression(C=1 / (200 * monitor.PENALTY), tol=1e-8, max_iter=5000)
+    oracle.fit(scaler.transform(extracted[0]), bank.labels)
+    wanted = 100 * (oracle.predict(scaler.transform(extracted[1])) == queries.labels).mean()
+    assert found["probe"] == pytest.approx(wanted, abs=1.01)  # one image of a hundred may lie on the border
+    assert set(watch(bank, queries).evaluate(backbone, knn=False, probe=True) or ()) == {"probe"}
 
 
 def test_the_network_and_all_random_states_are_left_as_they_were() -> None:

@@ -11,7 +11,7 @@ import torch
 from training import outcome, tiny, uninterrupted
 
 from barlowtwins.augment import TwinTransform
-from barlowtwins.collapse import effective_rank, feature_deviation
+from barlowtwins.collapse import alignment, effective_rank, feature_deviation, uniformity
 from barlowtwins.data import open_source
 from barlowtwins.model import BarlowTwins
 from barlowtwins.pretrain import pretrain
@@ -60,6 +60,8 @@ def test_a_look_sees_what_is_there_and_leaves_everything_as_it_was(tmp_path: Pat
         "effective_rank": pytest.approx(effective_rank(features), rel=1e-3),
         "rank_limit": len(rows),
         "feature_deviation": pytest.approx(feature_deviation(features), rel=1e-3),
+        "alignment": pytest.approx(alignment(z1, z2), rel=1e-3),
+        "uniformity": pytest.approx(uniformity(z1), rel=1e-3),
     }
     assert (snapshot.images, snapshot.width, snapshot.epoch) == (len(rows), 32, 2)
     shown = (views[0][0] * 0.5 + 0.5).mul(255).round().permute(1, 2, 0).numpy()

@@ -82,6 +82,8 @@ class PretrainConfig:
     report_every: int = 1
     """Epochs between looks at the network (effective rank, correlations, neighbours) and between versions of
     report.html, which shows them; 0 turns both off."""
+    probe_every: int = 10
+    """Epochs between online linear probes, where there are labels; 0 turns them off."""
     track: Literal["none", "tensorboard"] = "none"
     """Where else the metrics go."""
     max_bad: float = 0.01
@@ -113,6 +115,7 @@ class PretrainConfig:
         require(self.report_every >= 0, f"--report-every is {self.report_every}; it must not be negative")
         require(0 <= self.max_bad <= 1, f"--max-bad is {self.max_bad}; it is a fraction from 0 to 1")
         require(0 <= self.seed < 2**63, f"--seed is {self.seed}; it must lie from 0 to 2**63 - 1")
+        require(self.probe_every >= 0, f"--probe-every is {self.probe_every}; it must not be negative")
 
 
 @dataclass(frozen=True)
