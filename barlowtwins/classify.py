@@ -10,7 +10,6 @@ goes on from the shards of logits that are there.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import shutil
@@ -28,7 +27,7 @@ from barlowtwins.data import Source, open_source
 from barlowtwins.device import default_workers
 from barlowtwins.distributed import open_world
 from barlowtwins.embedder import Embedder, Rows
-from barlowtwins.embeddings import KEEP, OK
+from barlowtwins.embeddings import KEEP, OK, row_writer
 from barlowtwins.errors import OutputError
 from barlowtwins.evaluate.features import make_shards
 from barlowtwins.evaluate.job import open_job
@@ -134,8 +133,8 @@ def _write(
     tally, counts, failed = Tally(len(classes)), Counter[str](), 0
     with atomic_write(config.out) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors=KEEP, newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*HEADS, *(f"{head}_{place}" for place in range(2, k + 1) for head in HEADS[-2:])])
+        write_row = row_writer(text)
+        write_row([*HEADS, *(f"{head}_{place}" for place in range(2, k + 1) for head in HEADS[-2:])])
         for shard in shards:
             logits, reasons = read_features(shard, folder), read_failures(shard, folder)  # (n, K)
             failed += len(reasons)
@@ -143,9 +142,9 @@ def _write(
                 tally.add(torch.from_numpy(logits), torch.from_numpy(labels[shard.rows.start : shard.rows.stop]))
             for row, named in zip(shard.rows, _most_probable(logits, classes, k), strict=True):
                 if row in reasons:
-                    writer.writerow([row, source.key(row), reasons[row]] + [""] * 2 * k)
+                    write_row([row, source.key(row), reasons[row]] + [""] * 2 * k)
                 else:
-                    writer.writerow([row, source.key(row), OK, *named])
+                    write_row([row, source.key(row), OK, *named])
                     counts[named[0]] += 1
         text.detach()  # flushes, and leaves the file open
     scores = tally.scores(classes) if labels is not None and failed < len(source) else None

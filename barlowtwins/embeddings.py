@@ -34,6 +34,7 @@ __all__ = [
     "open_embeddings",
     "read_index",
     "require_format",
+    "row_writer",
     "write_features",
     "write_index",
 ]
@@ -126,10 +127,23 @@ def write_features(file: IO[bytes], form: str, blocks: Iterable[Block], rows: in
 def write_index(file: IO[bytes], entries: Iterable[IndexRow]) -> None:
     """Write the lines of `index.csv` into a binary file."""
     text = io.TextIOWrapper(file, encoding="utf-8", errors=KEEP, newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(IndexRow._fields)
-    writer.writerows(entries)
+    write_row = row_writer(text)
+    write_row(IndexRow._fields)
+    for entry in entries:
+        write_row(entry)
     text.detach()  # flushes, and leaves the file open
+
+
+def row_writer(text: IO[str]) -> Callable[[Iterable[object]], object]:
+    """What writes a row of a CSV file, so that it reads back whole whatever is in it."""
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)  # Python before 3.13 does not quote for a \r
+
+    def write_row(row: Iterable[object]) -> object:
+        values = list(row)
+        return (quoted if any(isinstance(value, str) and "\r" in value for value in values) else plain).writerow(values)
+
+    return write_row
 
 
 def read_index(path: Path) -> Iterator[IndexRow]:

@@ -246,6 +246,7 @@ def evaluate_knn(config: KNNConfig) -> KNNResult:
         OutputError: `out` cannot be written.
     """
     started = time.monotonic()
+    device = resolve_device(config.device)  # first of all: whatever else is wrong, nothing can be done without it
     bank, queries = open_feature_pair(config)
 
     def accuracies(k: tuple[int, ...], bar: Progress, rows: npt.NDArray[np.int64] | None = None) -> dict[int, Accuracy]:
@@ -258,7 +259,7 @@ def evaluate_knn(config: KNNConfig) -> KNNResult:
             k=k,
             temperature=config.temperature,
             num_classes=len(bank.classes),
-            device=resolve_device(config.device),
+            device=device,
             after_chunk=bar.update,
         )
 

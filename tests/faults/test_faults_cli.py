@@ -51,6 +51,7 @@ def test_56_a_mistyped_flag_or_command_gets_a_suggestion(
         ["pretrain", "shapes:64", "--out", "RUN"],
         ["embed", "shapes:64", "--weights", "small.pt", "--out", "EMB"],
         ["evaluate", "knn", "shapes:64", "--weights", "pixels", "--k", "1"],
+        ["evaluate", "knn", "shapes:64", "--weights", "pixels", "--k", "1000"],  # of two mistakes, the first to mend
     ],
 )
 def test_57_cuda_without_one_lists_what_there_is(
