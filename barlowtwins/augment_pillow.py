@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from barlowtwins.views import AugmentRecipe, Jitter, ViewParameters
 
-__all__ = ["apply_view"]
+__all__ = ["apply_view", "crop_view"]
 
 
 def apply_view(image: Image.Image, params: ViewParameters, recipe: AugmentRecipe) -> Image.Image:
@@ -24,11 +24,7 @@ def apply_view(image: Image.Image, params: ViewParameters, recipe: AugmentRecipe
     Returns:
         an S x S image of the same mode; `image` is left as it was.
     """
-    view = image.crop((params.left, params.top, params.left + params.width, params.top + params.height))
-    if view.size != (recipe.size, recipe.size):
-        view = view.resize((recipe.size, recipe.size), Image.Resampling.BICUBIC)
-    if params.flip:
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    view = crop_view(image, params, recipe)
     if params.jitter is not None:
         view = jitter_colour(view, params.jitter)
     if params.grey:
@@ -38,6 +34,14 @@ def apply_view(image: Image.Image, params: ViewParameters, recipe: AugmentRecipe
     if params.solarize:
         view = ImageOps.solarize(view, recipe.solarize_threshold)
     return view
+
+
+def crop_view(image: Image.Image, params: ViewParameters, recipe: AugmentRecipe) -> Image.Image:
+    """The geometry alone: crop, resize, flip."""
+    view = image.crop((params.left, params.top, params.left + params.width, params.top + params.height))
+    if view.size != (recipe.size, recipe.size):
+        view = view.resize((recipe.size, recipe.size), Image.Resampling.BICUBIC)
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if params.flip else view
 
 
 def jitter_colour(image: Image.Image, jitter: Jitter) -> Image.Image:

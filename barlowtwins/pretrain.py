@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from barlowtwins.augment import TwinTransform
-from barlowtwins.batches import read_ahead
 from barlowtwins.checkpoint import Checkpoint, Saver
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data import Source, open_source
@@ -27,6 +26,7 @@ from barlowtwins.device import autocast, default_workers, device_name, resolve_p
 from barlowtwins.distributed import World, open_world
 from barlowtwins.errors import ConfigError, StoppedEarly, TrainingError
 from barlowtwins.estimate import Estimate, estimate_run
+from barlowtwins.executors import Executor
 from barlowtwins.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
 from barlowtwins.journal import Journal
 from barlowtwins.lock import FolderLock
@@ -42,7 +42,7 @@ from barlowtwins.resume import find_checkpoint, initialize, restore
 from barlowtwins.run import RunFolder
 from barlowtwins.signals import StopSignals
 from barlowtwins.tracking import Tracker, open_tracker
-from barlowtwins.twins import TwinReader, plan_batches
+from barlowtwins.twins import plan_batches
 from barlowtwins.watch import Watch, unseen
 
 __all__ = ["Plan", "PretrainResult", "build_model", "plan_run", "pretrain"]
@@ -184,8 +184,9 @@ def _train(
         settings.augmentation, size=settings.image_size, channels=settings.channels, seed=config.seed
     )
     preprocessing = transform.recipe.preprocessing()
+    executor = Executor(source, transform, device, config.augment_backend)
     run = RunFolder(config.out)
-    decided = {**record(config, settings), "precision": precision}
+    decided = {**record(config, settings), "precision": precision, "augment_backend": executor.backend}
     data = {"images": len(source), "fingerprint": source.fingerprint()}
 
     # The network and its optimiser, new or as the newest checkpoint left them.
@@ -221,7 +222,7 @@ def _train(
         facts = {"data_facts": data, "classes": list(source.classes), "plan": dataclasses.asdict(plan)}
         facts["chosen"] = list(settings.chosen)
         run.write_config({**decided, **facts, "world_size": world.size})
-        say("\n".join([_headline(settings, plan, model, world, precision, workers, step), *settings.chosen]))
+        say("\n".join([_headline(settings, plan, model, world, precision, executor, workers, step), *settings.chosen]))
         journal = Journal(
             run,
             start=step,
@@ -278,11 +279,10 @@ def _train(
     order = plan_batches(
         len(source), n, seed=config.seed, start=step, stop=last, rank=world.rank, world_size=world.size
     )
-    reader = TwinReader(source, transform)
     with (
         StopSignals() as stop,
         journal or contextlib.nullcontext(),
-        read_ahead(reader, order, workers=workers, pin_memory=device.type == "cuda") as batches,
+        executor.batches(order, workers=workers) as batches,
     ):
         evaluate_or_stop()
         for batch in batches:
@@ -337,13 +337,22 @@ def _parameters(model: BarlowTwins) -> int:
 
 
 def _headline(
-    settings: Settings, plan: Plan, model: BarlowTwins, world: World, precision: str, workers: int, step: int
+    settings: Settings,
+    plan: Plan,
+    model: BarlowTwins,
+    world: World,
+    precision: str,
+    executor: Executor,
+    workers: int,
+    step: int,
 ) -> str:
+    workers = executor.workers(workers)
     parts = [
         f"recipe {settings.recipe}",
         f"{settings.backbone} ({settings.stem} stem) + {settings.projector}, {_parameters(model) / 1e6:.1f} M weights",
         f"{plan.images:,} images of {settings.channels} x {settings.image_size} x {settings.image_size}",
         f"{settings.epochs} epochs x {plan.steps_per_epoch} steps of {settings.batch_size}",
         f"{device_name(world.device)}, {precision}, {world.size} process(es), {workers} worker(s) each",
+        str(executor),
     ]
     return f"{'resuming at step ' + str(step) if step else 'pretraining'}: " + "; ".join(parts)

@@ -22,7 +22,7 @@ __all__ = ["find_checkpoint", "initialize", "restore"]
 # What the rest of a run is a function of; other settings (workers, device, intervals) may change freely.
 MATHS = (
     *FIELDS,
-    *("seed", "precision", "micro_batch_size"),
+    *("seed", "precision", "micro_batch_size", "mixup", "augment_backend"),
 )
 # Of those, what the tensors of a checkpoint are made for: no flag carries them over.
 SHAPES = ("backbone", "stem", "channels", "projector", "optimizer")
@@ -100,7 +100,9 @@ def restore(checkpoint: Checkpoint, model: BarlowTwins, optimizer: torch.optim.O
         optimizer.load_state_dict({**optimizer.state_dict(), "state": checkpoint.optimizer["state"]})
     except (RuntimeError, ValueError, KeyError) as error:
         gist = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the checkpoint at step {checkpoint.step} does not fit the network: {gist}") from error
+        raise CheckpointError(
+            f"the checkpoint at step {checkpoint.step} does not fit the network: {gist}; use one of this run"
+        ) from error
 
 
 def initialize(model: BarlowTwins, init: str | None) -> None:

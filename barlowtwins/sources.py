@@ -66,6 +66,10 @@ class Source(ABC):
         """The image's file, if it has one."""
         return None
 
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        """All images, (N, H, W) grey or (N, H, W, 3) RGB, where they are of one size and in memory; else None."""
+        return None
+
     def __repr__(self) -> str:
         classes = f", {len(self.classes)} classes" if self.classes else ""
         return f"<{type(self).__name__} {self.name}: {len(self)} images{classes}>"
@@ -157,6 +161,9 @@ class ArraySource(Source):
         image = Image.fromarray(self.images[index])
         return image if self.channels == 1 else to_rgb(image)
 
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        return self.images if self.images.shape[3:] in ((), (3,)) else None  # what is transparent is read one by one
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.name, self.images.shape, self.classes)).encode())
         for start in range(0, len(self), 4096):  # `tobytes` copies
@@ -223,6 +230,10 @@ class SubsetSource(Source):
 
     def read(self, index: int) -> Image.Image | Unreadable:
         return self.source.read(int(self.indices[index]))
+
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        images = self.source.array()
+        return None if images is None else images[self.indices]
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()

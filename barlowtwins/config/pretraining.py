@@ -39,6 +39,9 @@ class PretrainConfig:
     """Side of the square views, in pixels."""
     augmentation: str | None = None
     """The pair of view pipelines: imagenet, small or grey; where the recipe leaves it open, by the images."""
+    augment_backend: Literal["auto", "pillow", "batched"] = "auto"
+    """What makes the views: pillow, the published operations to the letter, in worker processes; or batched, nearly
+    the same pixels by few large operations on the device. auto: batched on a GPU and for small images in memory."""
     epochs: int | None = None
     """Passes over the data."""
     batch_size: int | None = None
