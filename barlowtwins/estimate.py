@@ -29,6 +29,7 @@ from barlowtwins.data import Source
 from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
 from barlowtwins.distributed import World
 from barlowtwins.microbatch import micro_batched_backward
+from barlowtwins.mixup import draw_mix, mixed_loss
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer
 from barlowtwins.recipes import Settings
@@ -122,6 +123,7 @@ def estimate_run(
         workers=default_workers() if config.workers is None else config.workers,
         processes=world.size,
         micro=config.micro_batch_size and config.micro_batch_size // world.size,
+        mixup=config.mixup,
         reader=TwinReader(source, transform),
         images=len(source),
     )
@@ -137,6 +139,7 @@ def estimate(
     workers: int,
     processes: int = 1,
     micro: int | None = None,
+    mixup: float = 0.0,
     reader: Reader[Rows, TwinBatch] | None = None,
     images: int = 0,
 ) -> Estimate:
@@ -150,6 +153,7 @@ def estimate(
         workers: processes that will read.
         processes: that share a batch; gradients are not averaged here, so that traffic is not in the time.
         micro: images of a micro-batch on each process, if there are any.
+        mixup: weight of the mix-up regulariser, which takes a pass of its own.
         reader: makes real batches; None: reading is not timed.
         images: that the reader has.
 
@@ -175,7 +179,7 @@ def estimate(
             micro_batched_backward(network, y1, y2, micro, embed=embed)
             return
         with autocast(device, precision):
-            loss = network(y1, y2)
+            loss = network(y1, y2) if not mixup else mixed_loss(network, y1, y2, draw_mix(0, 0, len(y1)), weight=mixup)
         loss.backward()
 
     def views(count: int) -> tuple[Tensor, Tensor]:

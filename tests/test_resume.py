@@ -107,6 +107,7 @@ CHANGES: dict[str, Any] = {
     "warmup_epochs": 1.5,
     "seed": 1,
     "precision": "bf16",
+    "mixup": 2.0,
 }
 
 

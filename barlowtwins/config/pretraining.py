@@ -38,7 +38,7 @@ class PretrainConfig:
     image_size: int | None = None
     """Side of the square views, in pixels."""
     augmentation: str | None = None
-    """The pair of view pipelines: imagenet, small or grey; where the recipe leaves it open, by the images."""
+    """The pair of view pipelines: imagenet, small, shapes or grey; where the recipe leaves it open, by the images."""
     augment_backend: Literal["auto", "pillow", "batched"] = "auto"
     """What makes the views: pillow, the published operations to the letter, in worker processes; or batched, nearly
     the same pixels by few large operations on the device. auto: batched on a GPU and for small images in memory."""
@@ -52,6 +52,9 @@ class PretrainConfig:
     """Weight of the off-diagonal terms (0.0051 as published)."""
     scale_loss: float | None = None
     """Factor on the whole loss."""
+    mixup: float = 0.0
+    """Weight of the mix-up regulariser for small data and long runs (Mixed Barlow Twins, Bandara et al. 2023; 5 in
+    their code). It takes a third forward pass, and one process without micro-batches. 0: off."""
     optimizer: Literal["lars", "adamw", "sgd"] | None = None
     """LARS as published, or AdamW or SGD, which are often better for small batches."""
     lr: float | None = None
@@ -82,11 +85,11 @@ class PretrainConfig:
     """Optimizer steps between lines of metrics.jsonl."""
     knn_every: int = 1
     """Epochs between online kNN evaluations; 0 turns them off."""
+    probe_every: int = 10
+    """Epochs between online linear probes, where there are labels; 0 turns them off."""
     report_every: int = 1
     """Epochs between looks at the network (effective rank, correlations, neighbours) and between versions of
     report.html, which shows them; 0 turns both off."""
-    probe_every: int = 10
-    """Epochs between online linear probes, where there are labels; 0 turns them off."""
     track: Literal["none", "tensorboard"] = "none"
     """Where else the metrics go."""
     max_bad: float = 0.01
@@ -103,7 +106,7 @@ class PretrainConfig:
         for name in ("epochs", "batch_size", "micro_batch_size", "image_size", "channels", "checkpoint_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
-        for name in ("lambd", "lr", "lr_bias", "weight_decay", "warmup_epochs", "workers", "max_steps"):
+        for name in ("lambd", "lr", "lr_bias", "weight_decay", "warmup_epochs", "workers", "max_steps", "mixup"):
             value = getattr(self, name)
             require(
                 value is None or 0 <= value < math.inf,
@@ -113,12 +116,17 @@ class PretrainConfig:
             self.scale_loss is None or 0 < self.scale_loss < math.inf,
             f"--scale-loss is {self.scale_loss}; it must be a number > 0",
         )
+        require(
+            not (self.mixup and self.micro_batch_size),
+            f"--mixup {self.mixup:g} mixes images of the whole batch, --micro-batch-size {self.micro_batch_size} holds "
+            "only a part of it; leave one of them out",
+        )
         require(self.log_every >= 1, f"--log-every is {self.log_every}; it must be 1 or more")
         require(self.knn_every >= 0, f"--knn-every is {self.knn_every}; it must not be negative")
+        require(self.probe_every >= 0, f"--probe-every is {self.probe_every}; it must not be negative")
         require(self.report_every >= 0, f"--report-every is {self.report_every}; it must not be negative")
         require(0 <= self.max_bad <= 1, f"--max-bad is {self.max_bad}; it is a fraction from 0 to 1")
         require(0 <= self.seed < 2**63, f"--seed is {self.seed}; it must lie from 0 to 2**63 - 1")
-        require(self.probe_every >= 0, f"--probe-every is {self.probe_every}; it must not be negative")
 
 
 @dataclass(frozen=True)
