@@ -28,12 +28,13 @@ from barlowtwins.config import PretrainConfig
 from barlowtwins.data import Source
 from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
 from barlowtwins.distributed import World
+from barlowtwins.executors import Executor
 from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.mixup import draw_mix, mixed_loss
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer
 from barlowtwins.recipes import Settings
-from barlowtwins.twins import Rows, TwinBatch, TwinReader
+from barlowtwins.twins import Rows, TwinBatch
 
 __all__ = ["Estimate", "Memory", "estimate", "estimate_run", "saved_bytes"]
 
@@ -114,17 +115,18 @@ def estimate_run(
     transform = TwinTransform(
         settings.augmentation, size=settings.image_size, channels=settings.channels, seed=config.seed
     )
+    executor = Executor(source, transform, world.device, config.augment_backend)
     return estimate(
         model,
         settings,
         device=world.device,
         precision=resolve_precision(config.precision, world.device),
         steps=steps,
-        workers=default_workers() if config.workers is None else config.workers,
+        workers=executor.workers(default_workers() if config.workers is None else config.workers),
         processes=world.size,
         micro=config.micro_batch_size and config.micro_batch_size // world.size,
         mixup=config.mixup,
-        reader=TwinReader(source, transform),
+        reader=executor,
         images=len(source),
     )
 
@@ -295,6 +297,8 @@ def _time_reading(reader: Reader[Rows, TwinBatch], n: int, images: int) -> float
     reader[Rows(0, 0, tuple(range(min(2, images))))]
     start = time.perf_counter()
     batch = reader[Rows(0, 0, tuple(range(some)))]
+    if batch.y1.is_cuda:
+        torch.cuda.synchronize(batch.y1.device)
     seconds = time.perf_counter() - start
     return None if batch.exhausted else seconds * n / some
 

@@ -135,6 +135,7 @@ def test_reading_is_timed_on_the_real_images() -> None:
     assert 0 < found.step_seconds < 5
     assert found.timed_steps <= 10
     source.read = lambda index: Unreadable("x", "gone")  # type: ignore[method-assign]
+    config = dataclasses.replace(config, augment_backend="pillow")  # which reads them one by one
     found = estimate_run(config, SETTINGS, build_model(SETTINGS, 0), source, World(0, 1, CPU), steps=12)
     assert found.read_seconds is None
 
