@@ -37,6 +37,7 @@ from barlowtwins.views import AugmentRecipe
 __all__ = ["crop_batch", "distort_batch", "finish_views", "make_views", "normalize", "to_device"]
 
 CHUNK = 1 << 19  # numbers in a chunk of views on a CPU: they stay in its cache from the first operation to the last
+BEYOND = 1e9  # pixels away: where no kernel reaches
 LUMA = (19595.0, 38470.0, 7471.0)  # ITU-R 601 weights in units of 2**-16, as Pillow has them
 DARKEST = (3.0, 5.0, 1.0)  # where on the circle of six sectors red, green and blue are least: see `turn_hue`
 
@@ -84,11 +85,11 @@ def finish_views(crops: Tensor, drawn: DrawnViews, recipe: AugmentRecipe) -> tup
 
 
 def normalize(levels: Tensor, recipe: AugmentRecipe) -> Tensor:
-    """Levels (n, C, S, S) in 0-255 to (n, C, S, S): scaled to [0, 1], minus the mean, divided by the std."""
+    """Levels (n, C, S, S) in 0-255, in place: scaled to [0, 1], minus the mean, divided by the std."""
     scale = [1 / (255 * std) for std in recipe.std]
-    shift = [-mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True)]
+    shift = [mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True)]
     columns = to_device(np.array([scale, shift], np.float32), levels.device)[..., None, None]  # (2, C, 1, 1)
-    return torch.addcmul(columns[1], levels, columns[0])
+    return levels.mul_(columns[0]).sub_(columns[1])
 
 
 def to_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
@@ -145,18 +146,19 @@ def resize_matrix(start: Tensor, length: Tensor, pixels: int, size: int, flip: T
     wide = scale.clamp(min=1)  # shrinking, the kernel spans as many source pixels more
     centre = (at + 0.5) * scale  # (..., S), from the start of the part
     source = torch.arange(pixels, device=start.device, dtype=start.dtype) + 0.5 - start[..., None]  # (..., P)
-    distance = ((source / wide)[..., None] - (centre / wide)[..., None, :]).abs_().clamp_(max=2)  # (..., P, S)
-    weight = bicubic(distance)
-    inside = (source > 0) & (source < length[..., None])  # (..., P)
-    weight *= inside[..., None]
+    source.masked_fill_((source < 0) | (source > length[..., None]), BEYOND)
+    weight = bicubic((source / wide)[..., None] - (centre / wide)[..., None, :])  # (..., P, S)
     return weight.div_(weight.sum(-2, keepdim=True))
 
 
 def bicubic(x: Tensor) -> Tensor:
-    """Keys' kernel with a = -0.5 at distances in [0, 2]."""
-    near = ((1.5 * x).sub_(2.5).mul_(x).mul_(x)).add_(1)
-    far = (x - 2).square_().mul_((1 - x).mul_(0.5))
-    return torch.where(x < 1, near, far)
+    """Keys' kernel with a = -0.5, in place: 1 at 0, and 0 at 1 and from 2 on.
+
+    The piece for 1 <= |x| < 2 and, where |x| < 1, what the other piece has more, both in terms of y = 1 - |x|.
+    """
+    y = x.abs_().neg_().add_(1).clamp_(min=-1)
+    more = y.clamp(min=0).square_().mul_(1 - 2 * y)
+    return (y + 1).square_().mul_(y).mul_(0.5).add_(more)
 
 
 def _to_levels(x: Tensor) -> Tensor:
@@ -250,7 +252,8 @@ def to_grey(levels: Tensor, _: Tensor) -> Tensor:
 
 def invert_bright(levels: Tensor, threshold: Tensor) -> Tensor:
     """Solarise: levels from the threshold on are inverted."""
-    return torch.where(levels < threshold[:, None, None, None], levels, 255 - levels)
+    is_bright = (levels - (threshold[:, None, None, None] - 1)).clamp_(0, 1)  # levels are whole numbers
+    return levels.addcmul_(255 - 2 * levels, is_bright)
 
 
 def luma(levels: Tensor) -> Tensor:
@@ -274,18 +277,21 @@ def turn_hue(levels: Tensor, steps: Tensor) -> Tensor:
     two, and goes straight in between.
     """
     red, green, blue = levels.split(1, 1)  # (n, 1, S, S) each
-    value, least = levels.amax(1, keepdim=True), levels.amin(1, keepdim=True)
-    spread = value - least
-    from_red, from_green = red == value, green == value
-    sector = torch.where(from_red, green - blue, torch.where(from_green, blue - red, red - green))
-    sector.div_(spread.clamp(min=1)).add_(torch.where(from_red, 0.0, torch.where(from_green, 2.0, 4.0)))
+    value = torch.maximum(torch.maximum(red, green), blue)
+    spread = value - torch.minimum(torch.minimum(red, green), blue)
+    # Weights of 0 and 1 for which channel is the greatest, red before green before blue; `torch.where` is slow on CPUs.
+    not_red, not_green = (value - red).clamp_(max=1), (value - green).clamp_(max=1)
+    is_blue = not_red * not_green
+    is_green = not_red - is_blue
+    sector = (green - blue).mul_(1 - not_red).addcmul_(blue - red, is_green).addcmul_(red - green, is_blue)
+    sector.div_(spread.clamp(min=1)).add_(is_green, alpha=2).add_(is_blue, alpha=4)
     hue = sector.mul_(255 / 6)  # (-42.5, 212.5], 255 being the full circle
-    hue = torch.where(hue < 0, hue + 255, hue).floor_().add_(steps[:, None, None, None])
-    hue.sub_((hue * 2**-8).floor_().mul_(256))  # 256 steps to the circle here, as Pillow has it
+    hue = hue.sub_((hue / 255).floor_(), alpha=255).floor_().add_(steps[:, None, None, None])
+    hue.sub_((hue * 2**-8).floor_(), alpha=256)  # here, as Pillow has it, the circle has 256 steps
     saturation = spread.mul_(255).div_(value.clamp(min=1)).floor_()
     darkest = torch.tensor(DARKEST, device=levels.device)[:, None, None]  # (C, 1, 1)
     far = hue.mul_(6 / 255).sub(darkest).abs_()  # (n, C, S, S), from 0 to 5 sectors
-    dark = torch.maximum(2 - far, far.sub(4)).clamp_(0, 1)
+    dark = torch.maximum(2 - far, far.sub_(4)).clamp_(0, 1)
     return dark.mul_(saturation.mul_(-1 / 255)).add_(1).mul_(value).add_(0.5).floor_()
 
 
