@@ -157,7 +157,7 @@ def _crop_boxes(recipe: AugmentRecipe, widths: Ints, heights: Ints, uniforms: Fl
     boxes = _central_boxes(recipe, width, height)
     log_ratio = math.log(recipe.ratio[0]), math.log(recipe.ratio[1])
     open_ = np.arange(len(boxes))  # views without a crop so far
-    for u in np.moveaxis(uniforms.reshape(len(boxes), -1, 4), 1, 0):  # (2N, 4): area, ratio, left, top
+    for u in np.moveaxis(uniforms.reshape(len(boxes), CROP_TRIES, 4), 1, 0):  # (2N, 4): area, ratio, left, top
         u_area, u_ratio, u_left, u_top = u[open_].T
         within = width[open_], height[open_]
         area = within[0] * within[1] * _between(*recipe.scale, u_area)
@@ -196,7 +196,7 @@ def uniforms_for(seed: int, epoch: int, indices: Ints, count: int) -> Floats:
     blocks = np.arange(1, -(-count // 4) + 1, dtype=np.uint64)  # (b,): numpy counts up before it computes
     zero = np.zeros((len(indices), len(blocks)), np.uint64)
     words = _philox(blocks + zero, zero, zero, indices.astype(np.uint64)[:, None] + zero, seed, epoch)  # (N, b, 4)
-    words = words.reshape(len(indices), -1)[:, :count]
+    words = words.reshape(len(indices), 4 * len(blocks))[:, :count]
     return (words >> np.uint64(11)) * 2.0**-53
 
 
