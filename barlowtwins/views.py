@@ -137,7 +137,7 @@ AUGMENTATIONS: dict[str, AugmentRecipe] = {
         AugmentRecipe(
             "grey",
             size=28,
-            scale=(0.25, 1.0),
+            scale=(0.4, 1.0),
             jitter=(0.4, 0.4, 0.0, 0.0),
             grey_p=0.0,
             blur_p=(0.0, 0.0),
