@@ -257,9 +257,14 @@ def invert_bright(levels: Tensor, threshold: Tensor) -> Tensor:
 
 
 def luma(levels: Tensor) -> Tensor:
-    """(n, C, S, S) -> (n, 1, S, S) whole numbers; every term is below 2**24, so float32 has it exactly."""
+    """(n, C, S, S) -> (n, 1, S, S) whole numbers; every term is below 2**24, so float32 has it exactly.
+
+    Of channels that are neither grey nor RGB it is the mean, rounded.
+    """
     if levels.shape[1] == 1:
         return levels
+    if levels.shape[1] != 3:
+        return levels.mean(1, keepdim=True).add_(0.5).floor_()
     red, green, blue = levels.split(1, 1)
     grey = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
     return grey.add_(0x8000).mul_(2**-16).floor_()
@@ -289,7 +294,7 @@ def turn_hue(levels: Tensor, steps: Tensor) -> Tensor:
     hue = hue.sub_((hue / 255).floor_(), alpha=255).floor_().add_(steps[:, None, None, None])
     hue.sub_((hue * 2**-8).floor_(), alpha=256)  # here, as Pillow has it, the circle has 256 steps
     saturation = spread.mul_(255).div_(value.clamp(min=1)).floor_()
-    darkest = torch.tensor(DARKEST, device=levels.device)[:, None, None]  # (C, 1, 1)
+    darkest = to_device(np.array(DARKEST, np.float32), levels.device)[:, None, None]  # (C, 1, 1)
     far = hue.mul_(6 / 255).sub(darkest).abs_()  # (n, C, S, S), from 0 to 5 sectors
     dark = torch.maximum(2 - far, far.sub_(4)).clamp_(0, 1)
     return dark.mul_(saturation.mul_(-1 / 255)).add_(1).mul_(value).add_(0.5).floor_()
