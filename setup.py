@@ -22,6 +22,7 @@ EXTRAS = {
     "eval": ["scikit-learn>=1.4"],
     "map": ["scikit-learn>=1.4", "umap-learn>=0.5.6"],
     "parquet": ["pyarrow>=15"],
+    "shards": ["fsspec>=2023.10"],  # behind URLs; a plain tar needs nothing
     "ray": ["ray>=2.40", "fsspec>=2023.10"],
     "timm": ["timm>=1.0"],
     "track": ["tensorboard>=2.16"],
@@ -45,6 +46,7 @@ EXTRAS["test"] = [
     *EXTRAS["track"],
     *EXTRAS["onnx"],  # what is exported is compared in ONNX Runtime and in timm
     *EXTRAS["timm"],
+    "ray>=2.40; python_version < '3.15'",  # a cluster of two nodes, one of which is killed; without it that test skips
 ]
 
 setup(

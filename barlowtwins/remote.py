@@ -134,7 +134,7 @@ def _patiently(url: str, action: Callable[[Any, str], T]) -> T:
     try:
         import fsspec
     except ModuleNotFoundError:
-        raise MissingExtraError("fsspec", "ray") from None
+        raise MissingExtraError("fsspec", "shards") from None
     for pause in (*PAUSES, None):
         try:
             return action(*fsspec.core.url_to_fs(url))

@@ -21,17 +21,24 @@ from barlowtwins.listing import list_folder
 from barlowtwins.sources import FileSource
 
 ROWS_OF_A_SHARD = 8
+LAST_READ = ROWS_OF_A_SHARD + 3  # of the node that is killed: in the middle of its second shard
 
 
-class SlowSource(FileSource):
-    """Takes a while for each image, and writes down who reads it."""
+class WatchedSource(FileSource):
+    """Writes down which node reads what. The one to be killed comes as far as that and no further; the other one makes
+    its first shard, and goes on when that has happened."""
 
     reads: str
+    doomed: str
 
     def read(self, index: int):
+        node = ray.get_runtime_context().get_node_id()
         with open(self.reads, "a") as file:
-            file.write(f"{index} {ray.get_runtime_context().get_node_id()}\n")
-        time.sleep(0.1)
+            file.write(f"{index} {node}\n")
+        mine = sum(line.endswith(node) for line in read_lines(self.reads))
+        last = LAST_READ if node == self.doomed else ROWS_OF_A_SHARD
+        while mine > last and not Path(f"{self.reads}.killed").exists():
+            time.sleep(0.05)
         return super().read(index)
 
 
@@ -42,16 +49,16 @@ def main(images: str, weights: str, out: str, reads: str) -> None:
     cluster.wait_for_nodes()
 
     def kill() -> None:
-        """In the middle of the second node's third shard or later: by then it has finished some."""
-        while sum(line.endswith(second.node_id) for line in read_lines(reads)) < 2 * ROWS_OF_A_SHARD + 3:
-            time.sleep(0.02)
+        while sum(line.endswith(second.node_id) for line in read_lines(reads)) <= LAST_READ:
+            time.sleep(0.05)
         cluster.remove_node(second, allow_graceful=False)
+        Path(f"{reads}.killed").touch()
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     ray.init(cluster.address, log_to_driver=False)
-    source = SlowSource("images", Path(images), list_folder(Path(images)))
-    source.reads = reads
+    source = WatchedSource("images", Path(images), list_folder(Path(images)))
+    source.reads, source.doomed = reads, second.node_id
     config = EmbedConfig(source, weights, out, device="cpu", workers=0, batch_size=4, launch="ray")  # type: ignore[arg-type]
     print(embed(config, shard_rows=ROWS_OF_A_SHARD).summary())
     killer.join(10)

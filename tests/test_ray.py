@@ -14,7 +14,7 @@ from tiny import write_images, write_weights
 from barlowtwins.config import EmbedConfig
 from barlowtwins.embed import embed
 
-ROWS = 80
+ROWS = 60
 HERE = Path(__file__).parent
 
 
@@ -28,19 +28,20 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EmbedConfig:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a dozen processes start, on however few cores
 def test_a_node_that_dies_takes_no_row_along(config: EmbedConfig, tmp_path: Path) -> None:
     """Two nodes share the shards; one is killed in the middle of one; the folder ends as that of one process."""
     pytest.importorskip("ray", reason="pip install 'barlowtwins[ray]' brings it")
     out, reads = tmp_path / "out", tmp_path / "reads"
     command = [sys.executable, HERE / "ray_cluster.py", config.data, config.weights, out, reads]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stdout + run.stderr
-    killed = run.stdout.split()[-1]
+    killed = next(line.split()[1] for line in run.stdout.splitlines() if line.startswith("killed "))  # Ray talks too
 
     read = [line.split() for line in reads.read_text().splitlines()]
     by_node = {node: [int(row) for row, at in read if at == node] for _, node in read}
-    assert len(by_node) == 2 and len(by_node[killed]) >= 16  # it was at work
+    assert len(by_node) == 2 and len(by_node[killed]) >= 11  # it was in the middle of its second shard
     (other,) = by_node.keys() - {killed}
     assert set(by_node[killed]) & set(by_node[other])  # the shard that it was at was begun anew
     assert set(by_node[killed]) | set(by_node[other]) == set(range(ROWS))

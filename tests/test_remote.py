@@ -85,7 +85,7 @@ def test_a_missing_package_is_named() -> None:
     run = (
         "import sys; sys.modules[{absent!r}] = None; from barlowtwins.data import open_source; open_source('s3://b/x')"
     )
-    for absent, said in {"s3fs": "pip install s3fs", "fsspec": "pip install 'barlowtwins[ray]'"}.items():
+    for absent, said in {"s3fs": "pip install s3fs", "fsspec": "pip install 'barlowtwins[shards]'"}.items():
         code = run.format(absent=absent)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert said in done.stderr.splitlines()[-1]
