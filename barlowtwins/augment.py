@@ -2,7 +2,8 @@
 
     y1, y2 = TwinTransform("imagenet")(image)                        # two (3, 224, 224) float32 tensors
 
-The numbers and their drawing are in `views`, the published operations in `augment_pillow`; all names are at hand here.
+The numbers and their drawing are in `views`, the published operations in `augment_pillow`, nearly the same ones for
+whole batches in `augment_batched`; all names are at hand here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import dataclasses
 import difflib
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 
+from barlowtwins.augment_batched import make_views
 from barlowtwins.augment_pillow import apply_view
+from barlowtwins.draw import pack_views
 from barlowtwins.errors import ConfigError
 from barlowtwins.preprocess import ImageLike, as_image, to_tensor as image_to_tensor
 from barlowtwins.views import (
@@ -44,7 +48,7 @@ __all__ = [
 
 Views: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"  # (C, S, S) each
 
-BACKENDS = ("auto", "pillow")
+BACKENDS = ("auto", "pillow", "batched")
 
 
 def to_tensor(image: Image.Image, recipe: AugmentRecipe) -> torch.Tensor:
@@ -61,7 +65,8 @@ class TwinTransform:
 
     Args:
         recipe: "imagenet", "small", "grey" or an `AugmentRecipe`.
-        backend: "pillow", the published operations to the letter; "auto" takes the best one there is, today "pillow".
+        backend: "pillow", the published operations to the letter; "batched", what `augment_batched` makes of a batch,
+            here of one; "auto", the best for one image at a time, which is "pillow".
         size: side S of the views in pixels, instead of the recipe's.
         channels: 3 (RGB) or 1 (grey), instead of the recipe's.
         seed: of the pure function, 0 unless told.
@@ -106,8 +111,12 @@ class TwinTransform:
         """
         source = as_image(image, self.recipe.channels)
         rng = rng_for(*self._key(epoch, index))
-        first, second = draw_views(self.recipe, source.width, source.height, rng)
-        return self._render(source, first), self._render(source, second)
+        pair = draw_views(self.recipe, source.width, source.height, rng)
+        if self.backend == "batched":
+            pixels = torch.from_numpy(np.array(source)).reshape(1, source.height, source.width, -1)  # (1, H, W, C)
+            y1, y2 = make_views(pixels, pack_views([pair]), self.recipe)
+            return y1[0], y2[0]
+        return self._render(source, pair[0]), self._render(source, pair[1])
 
     def _key(self, epoch: int | None, index: int | None) -> tuple[int, int, int]:
         if epoch is not None and index is not None:

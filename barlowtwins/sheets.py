@@ -4,18 +4,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from barlowtwins.augment import TwinTransform
+from barlowtwins.augment_batched import make_views
 from barlowtwins.augment_pillow import apply_view
 from barlowtwins.config import AugmentConfig, PretrainConfig
 from barlowtwins.data import open_source, subset
-from barlowtwins.errors import DataError, UsageError
+from barlowtwins.draw import pack_views
+from barlowtwins.errors import UsageError
 from barlowtwins.files import atomic_write
 from barlowtwins.images import Unreadable
 from barlowtwins.preprocess import as_image
@@ -136,6 +140,8 @@ class AugmentResult:
 def augment(config: AugmentConfig) -> AugmentResult:
     """Draw images and their views, as pretraining with this seed makes them, with the drawn parameters under each.
 
+    Each image has two rows: its views by Pillow's executor, and the same ones by the batched executor.
+
     Raises:
         DataError: no such data.
         ConfigError: an unknown augmentation.
@@ -143,8 +149,6 @@ def augment(config: AugmentConfig) -> AugmentResult:
     """
     require_picture(config.out)
     source = open_source(config.data, split=config.split, data_root=config.data_root)
-    if not len(source):
-        raise DataError(f"{config.data} holds no image")
     name = config.augmentation
     if name == "auto":
         flags = PretrainConfig(config.data, "", image_size=config.image_size)
@@ -160,18 +164,34 @@ def augment(config: AugmentConfig) -> AugmentResult:
             rows.append([Tile(None, (source.key(index), f"unreadable: {read.why}"), marked=True)])
             continue
         image = as_image(read, recipe.channels)
-        row = [Tile(image, (source.key(index), f"{image.width} x {image.height}"), marked=True)]
+        row = [Tile(image, (source.key(index), f"{image.width} x {image.height}", "views by pillow"), marked=True)]
+        below = [Tile(image, ("views by batched",))]
         for epoch in range(config.epoch, config.epoch + config.pairs):
-            drawn = draw_views(recipe, image.width, image.height, rng_for(config.seed, epoch, index))
-            for view, parameters in enumerate(drawn):
-                # The other executor's views of the same parameters are to stand below these, once there is one.
+            pair = draw_views(recipe, image.width, image.height, rng_for(config.seed, epoch, index))
+            for view, parameters in enumerate(pair):
                 lines = (f"epoch {epoch + 1}, view {view + 1}", *describe(parameters))
                 row.append(Tile(apply_view(image, parameters, recipe), lines))
                 views += 1
-        rows.append(row)
+            below += _batched_tiles(image, pair, recipe)
+        rows += [row, below]
     title = f"{recipe.name}: {config.data}, views of {recipe.size} x {recipe.size}, seed {config.seed}"
     write_sheet(config.out, draw_sheet(rows, title=title, side=SIDE))
-    return AugmentResult(config.out, recipe, len(rows), views)
+    return AugmentResult(config.out, recipe, len(shown), views)
+
+
+def _batched_tiles(
+    image: Image.Image, pair: tuple[ViewParameters, ViewParameters], recipe: AugmentRecipe
+) -> list[Tile]:
+    """Both views by the batched executor, and how far they are from Pillow's."""
+    levels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, -1)
+    shown = dataclasses.replace(recipe, mean=(0.0,) * recipe.channels, std=(1.0,) * recipe.channels)
+    tiles = []
+    for view, parameters in zip(make_views(levels, pack_views([pair]), shown), pair, strict=True):
+        pixels = (view[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()  # (S, S, C)
+        pixels = pixels[..., 0] if recipe.channels == 1 else pixels
+        off = np.abs(pixels.astype(int) - np.asarray(apply_view(image, parameters, recipe))).mean()
+        tiles.append(Tile(Image.fromarray(pixels), (f"differs by {off:.2f} of 255 levels",)))
+    return tiles
 
 
 def describe(parameters: ViewParameters) -> tuple[str, ...]:

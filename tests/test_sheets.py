@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -58,16 +59,21 @@ def test_augment_shows_the_views_that_training_would_see(tmp_path: Path) -> None
     out = tmp_path / "sheet.png"
     result = augment(AugmentConfig("shapes:50", str(out), images=2, pairs=1, epoch=3, seed=7))
 
-    assert (result.images, result.views, result.augmentation.name) == (2, 4, "small")
-    source, recipe = open_source("shapes:50"), augmentation("small")
+    assert (result.images, result.views, result.augmentation.name) == (2, 4, "shapes")
+    source, recipe = open_source("shapes:50"), augmentation("shapes")
     image = source.read(0)
     with Image.open(out) as sheet:
         top = MARGIN + 2 * 18  # below the title
         for view, parameters in enumerate(draw_views(recipe, 32, 32, rng_for(7, 3, 0))):
             expected = apply_view(image, parameters, recipe).resize((SIDE, SIDE), Image.Resampling.NEAREST)
             np.testing.assert_array_equal(tile(sheet, top, 1 + view, SIDE), np.asarray(expected))
-    y1, _ = TwinTransform("small", seed=7)(image, epoch=3, index=0)
-    assert y1.shape == (3, 32, 32)
+        lines = max(3, *(1 + len(describe(p)) for p in draw_views(recipe, 32, 32, rng_for(7, 3, 0))))
+        below = top + SIDE + 18 * lines + GAP  # the same views by the batched executor
+        batched = TwinTransform(dataclasses.replace(recipe, mean=(0.0,) * 3, std=(1.0,) * 3), "batched", seed=7)
+        for view, y in enumerate(batched(image, epoch=3, index=0)):
+            shown = tile(sheet, below, 1 + view, SIDE)[::26, ::26]  # a pixel in 32 / 8 of each tile
+            pixels = (y * 255).round().permute(1, 2, 0).numpy()[::4, ::4]
+            np.testing.assert_array_equal(shown, pixels)
 
 
 def test_augment_shows_what_cannot_be_read_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ def ramp(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.repeat(levels[..., None], 3, axis=-1).round().astype(np.uint8))
 
 
-@pytest.mark.parametrize("backend", ["pillow", "auto"])
+@pytest.mark.parametrize("backend", ["pillow", "batched"])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize(("width", "height"), SLENDER)
 def test_37_twin_views_show_the_middle_of_the_image(width: int, height: int, name: str, backend: str) -> None:
@@ -38,15 +38,16 @@ def test_37_twin_views_show_the_middle_of_the_image(width: int, height: int, nam
             assert ((view * std + mean - level).abs() <= spread + 1e-6).all()
 
 
+@pytest.mark.parametrize("backend", ["pillow", "batched"])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize(("width", "height"), SLENDER)
-def test_37_twin_views_with_every_distortion_stay_in_range(width: int, height: int, name: str) -> None:
+def test_37_twin_views_with_every_distortion_stay_in_range(width: int, height: int, name: str, backend: str) -> None:
     recipe = dataclasses.replace(
         AUGMENTATIONS[name], size=24, jitter_p=1.0, grey_p=1.0, blur_p=(1.0, 1.0), solarize_p=(1.0, 1.0)
     )
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
     for index in range(5):
-        for view in TwinTransform(recipe)(ramp(width, height), epoch=0, index=index):
+        for view in TwinTransform(recipe, backend)(ramp(width, height), epoch=0, index=index):
             pixels = view * std + mean
             assert view.shape == (recipe.channels, 24, 24)
             assert (pixels >= -1e-6).all() and (pixels <= 128 / 255 + 1e-6).all()  # bright levels are inverted
