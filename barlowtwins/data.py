@@ -7,6 +7,7 @@
 | a .txt, .tsv or .csv file | the images that it names, in its order, with its labels if it has any |
 | an image file | that one image |
 | a .tar file, or several by braces or wildcards: "shard-{000..009}.tar" | the images in them, in the order of `tars` |
+| "channels:FOLDER", a .npy file | arrays of any number of channels and bits, in memory; see `channels` |
 | a URL that fsspec knows: "s3://bucket/images", "s3://bucket/shard-*.tar" | the folder, or the archives |
 | a uint8 array, (N, H, W) or (N, H, W, C) | its images: grey, or RGB or RGBA |
 | a sequence of paths | those files, in that order |
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from barlowtwins.channels import PREFIX, open_channels
 from barlowtwins.datasets import DATASETS, open_dataset
 from barlowtwins.errors import DataError
 from barlowtwins.images import IMAGE_SUFFIXES
@@ -64,6 +66,8 @@ def open_source(
         return open_dataset(data, split=split, data_root=None if data_root is None else Path(data_root))
     if isinstance(data, (str, os.PathLike)):
         name = os.fspath(data)
+        if name.startswith(PREFIX) or (name.lower().endswith(".npy") and Path(name).is_file()):
+            return open_channels(name)
         if is_url(name):
             return _open_url(name)
         if not Path(name).is_dir() and is_tar(name):

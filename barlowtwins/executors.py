@@ -27,6 +27,7 @@ from barlowtwins.augment_batched import finish_views, make_views, to_device
 from barlowtwins.augment_pillow import crop_view
 from barlowtwins.batches import Readable, read_ahead
 from barlowtwins.draw import DrawnViews, draw_batch, pack_views
+from barlowtwins.errors import ConfigError
 from barlowtwins.images import Unreadable
 from barlowtwins.preprocess import as_image
 from barlowtwins.sources import Source
@@ -52,6 +53,14 @@ class Executor:
 
     def __init__(self, source: Source, transform: TwinTransform, device: torch.device, backend: str = "auto") -> None:
         images = source.array()
+        channels = transform.recipe.channels
+        if not {channels, source.channels} <= {1, 3}:  # Pillow's images are grey or RGB
+            if images is None or backend == "pillow" or channels != source.channels:
+                raise ConfigError(
+                    f"{source.name} has {source.channels} channels, the network {channels}: others than grey and RGB "
+                    "are trained on as they are, from memory, by --augment-backend batched"
+                )
+            backend = "batched"
         if backend == "auto":
             small = images is not None and max(*images.shape[1:3], transform.recipe.size) <= SMALL
             backend = "batched" if small or device.type != "cpu" else "pillow"

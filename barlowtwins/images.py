@@ -37,7 +37,7 @@ try:
 except ImportError:  # Pillow before 11.3
     AvifImagePlugin = None  # type: ignore[assignment]
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Unreadable", "read_image", "to_rgb"]
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Unreadable", "read_array", "read_image", "to_rgb"]
 
 # Pillow registers the last three only when their plugins are imported, as above; left to itself it would import all
 # of its plugins at the first such file, in whatever thread meets it.
@@ -108,6 +108,50 @@ def read_image(
             plain = upright.copy() if upright is image else upright
             plain.info.clear()  # an orientation left here would be applied a second time by whoever asks for it
             return plain
+    except UnidentifiedImageError:
+        return Unreadable(name, f"not an image ({', '.join(FORMATS)}), or cut within its header")
+    except _DECODING_ERRORS as error:
+        return Unreadable(name, _reason(error))
+
+
+def read_array(path: str | os.PathLike[str], *, many: bool = False) -> npt.NDArray[np.generic] | Unreadable:
+    """Read one image with all its channels and bits, as `barlowtwins.channels` wants it.
+
+    Args:
+        path: of a .npy file, whose array is (H, W) or (H, W, C); or of an image by its content: of several grey pages
+            of one size (TIFF) each is a channel; grey of any depth is one; all else is RGB as `read_image` has it.
+        many: the .npy file holds N images, (N, H, W) or (N, H, W, C).
+
+    Returns:
+        (H, W, C), or (N, H, W, C), of an integer or floating type; or `Unreadable`.
+    """
+    name = os.fspath(path)
+    try:
+        if many or name.lower().endswith(".npy"):
+            with _open(path) as file:
+                array = np.load(file, allow_pickle=False)
+            given = f"{'x'.join(map(str, array.shape))} of {array.dtype}"
+            array = array[..., None] if array.ndim == 2 + many else array
+            whole = array.ndim == 3 + many and array.size > 0 and array.dtype.kind in "uif"
+            return (
+                array if whole else Unreadable(name, f"the array is {given}, not {'N x ' * many}H x W x C of numbers")
+            )
+        with _pillow_warnings_off, _open(path) as file, Image.open(file, formats=FORMATS) as image:
+            frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if image.width * image.height * frames > MAX_PIXELS:
+                return Unreadable(
+                    name, f"{frames} x {image.width} x {image.height} values are more than {MAX_PIXELS:,}"
+                )
+            if image.mode not in ("L", "F") and not image.mode.startswith("I"):
+                rgb = read_image(path)
+                return rgb if isinstance(rgb, Unreadable) else np.asarray(rgb)
+            pages = []
+            for frame in range(frames):
+                image.seek(frame)
+                pages.append(np.asarray(image))
+            if len({(page.shape, page.dtype) for page in pages}) > 1:
+                return Unreadable(name, "its pages differ in size or depth")
+            return np.stack(pages, -1)
     except UnidentifiedImageError:
         return Unreadable(name, f"not an image ({', '.join(FORMATS)}), or cut within its header")
     except _DECODING_ERRORS as error:

@@ -56,7 +56,7 @@ class Preprocessing:
         image_size: side S of the square output, in pixels.
         resize: short side before the centre crop, in pixels, at least `image_size`; None: resize straight to the
             square, whatever the aspect ratio, which small images want (and which leaves an S x S image untouched).
-        channels: 3 (RGB) or 1 (grey, by the ITU-R 601 weights).
+        channels: 3 (RGB), 1 (grey, by the ITU-R 601 weights), or any other number, of arrays with so many.
         mean, std: of each channel, for pixels in [0, 1].
         interpolation: "nearest", "bilinear" or "bicubic", always with antialiasing.
 
@@ -97,8 +97,35 @@ class Preprocessing:
         """
         return to_tensor(self.crop(as_image(image, self.channels)), self.mean, self.std)
 
+        if self.channels not in (1, 3):
+            return self._of_array(image)
     def crop(self, image: Image.Image) -> Image.Image:
         """The geometry alone: resize and crop to S x S, as torchvision's Resize and CenterCrop do on PIL images."""
+    def _of_array(self, image: ImageLike) -> torch.Tensor:
+        """`__call__` for channels that are neither grey nor RGB, of which Pillow knows no images."""
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (self.channels,):
+            raise DataError(
+                f"the network wants {self.channels} channels, and no picture has so many; give an array (H, W, "
+                f"{self.channels}) of uint8, or name a folder of them as channels:FOLDER"
+            )
+        height, width = image.shape[:2]
+        size = self.image_size
+        if self.resize is None:
+            shape = (size, size)
+        else:
+            shape = (
+                max(self.resize, int(self.resize * height / width)),
+                max(self.resize, int(self.resize * width / height)),
+            )
+        planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()  # (1, C, H, W)
+        if shape != (height, width):
+            planes = torch.nn.functional.interpolate(
+                planes, shape, mode="bicubic" if self.interpolation == "bicubic" else "bilinear", antialias=True
+            ).clamp_(0, 255)
+        top, left = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
+        square = planes[0, :, top : top + size, left : left + size]  # (C, S, S)
+        return square.div(255).sub_(_columns(self.mean)).div_(_columns(self.std))
+
         size, resample = self.image_size, INTERPOLATIONS[self.interpolation]
         if self.resize is None:
             return image if image.size == (size, size) else image.resize((size, size), resample)
@@ -149,9 +176,9 @@ def preprocess(image_size: int = 224) -> Preprocessing:
 
 
 def check_normalization(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise ConfigError unless there are 1 or 3 channels with one finite mean and one positive std each."""
-    if channels not in (1, 3):
-        raise ConfigError(f"channels is {channels}; images have 1 (grey) or 3 (RGB)")
+    """Raise ConfigError unless there are channels, with one finite mean and one positive std each."""
+    if channels < 1:
+        raise ConfigError(f"channels is {channels}; images have 1 (grey), 3 (RGB) or any other number of them")
     if not len(mean) == len(std) == channels:
         raise ConfigError(f"{len(mean)} means and {len(std)} stds for {channels} channels; give one of each a channel")
     if not (all(map(math.isfinite, mean)) and all(0 < value < math.inf for value in std)):
@@ -171,7 +198,13 @@ def as_image(image: ImageLike, channels: int = 3) -> Image.Image:
     opened = _open(image)
     if 0 in opened.size:
         raise DataError(f"the image has no pixels: it is {opened.width} x {opened.height}")
+        ConfigError: neither 1 nor 3 channels.
     if channels == 1 and opened.mode == "L" and "transparency" not in opened.info:
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"{channels} channels are no picture of Pillow's: it has grey and RGB; make the views of a batch of arrays "
+            "at once, as --augment-backend batched does"
+        )
         return opened  # to RGB and back would not change a level
     rgb = to_rgb(opened)
     return rgb if channels == 3 else rgb.convert("L")
@@ -201,7 +234,7 @@ def _image_of_array(array: np.ndarray[Any, Any]) -> Image.Image:
         hint = "; channels come last, so try array.transpose(1, 2, 0)" if is_chw else ""
         raise DataError(f"{found}; an image is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){hint}")
     if array.size == 0:
-        raise DataError(f"{found}: it has no pixels")
+        raise DataError(f"{found}: it has no pixels; give one that has some")
     return Image.fromarray(np.ascontiguousarray(array))
 
 

@@ -218,8 +218,13 @@ def _train(
         run.sweep()
         labelled = held_out(config, source)
         opened = [] if config.track == "none" else [open_tracker(config.track, run.path, start=step)]
-        watch = config.report_every and Watch(
-            source, unseen(config), transform, preprocessing, run.snapshots, device=str(device), workers=workers
+        pictured = settings.channels in (1, 3)  # of others the report has no pictures to show
+        watch = (
+            config.report_every
+            and pictured
+            and Watch(
+                source, unseen(config), transform, preprocessing, run.snapshots, device=str(device), workers=workers
+            )
         )
         facts = {"data_facts": data, "classes": list(source.classes), "plan": dataclasses.asdict(plan)}
         facts["chosen"] = list(settings.chosen)

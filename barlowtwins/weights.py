@@ -142,8 +142,8 @@ def _architecture(parts: Parts, record: WeightRecord | None) -> Recognized:
     if "backbone" not in says:
         return recognize_backbone(parts.backbone)
     channels = says.get("channels", "3")
-    if channels not in ("1", "3"):
-        raise WeightsError(f"its metadata says {channels!r} channels; images have 1 or 3")
+    if not (channels.isascii() and channels.isdigit() and 1 <= int(channels) <= 10_000):
+        raise WeightsError(f"its metadata says {channels!r} channels; it must be a number, such as 3")
     return Recognized(says["backbone"], says.get("stem", "imagenet"), int(channels))  # type: ignore[arg-type]
 
 
@@ -157,7 +157,8 @@ def _preprocessing(parts: Parts, channels: int, record: WeightRecord | None) -> 
             raise WeightsError(f"the preprocessing in its metadata is not understood: {error}") from error
     if channels == 3:
         return Preprocessing()
-    return Preprocessing(channels=1, mean=(sum(IMAGENET_MEAN) / 3,), std=(sum(IMAGENET_STD) / 3,))
+    mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
+    return Preprocessing(channels=channels, mean=(mean,) * channels, std=(std,) * channels)
 
 
 def _projector_widths(projector: Mapping[str, Tensor]) -> str:

@@ -178,7 +178,7 @@ def test_a_source_that_knows_is_not_read() -> None:
 
 @pytest.mark.parametrize(
     ("channels", "size", "wanted"),
-    [(1, 28, "grey"), (3, 64, "small"), (1, 96, "imagenet"), (3, 224, "imagenet")],
+    [(1, 28, "grey"), (3, 64, "small"), (1, 96, "imagenet"), (3, 224, "imagenet"), (13, 64, "grey"), (4, 224, "grey")],
 )
 def test_views_suit_the_images(channels: int, size: int, wanted: str) -> None:
     assert augmentation_for(channels, size) == wanted

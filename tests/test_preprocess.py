@@ -170,7 +170,7 @@ def test_a_path_that_cannot_be_read_says_which_and_why(tmp_path: Path) -> None:
     [
         ({"image_size": 0}, "image_size is 0"),
         ({"resize": 200}, "resize is 200"),
-        ({"channels": 2}, "channels is 2"),
+        ({"channels": 0}, "channels is 0"),
         ({"channels": 1}, "3 means"),
         ({"std": (1.0, 0.0, 1.0)}, "positive"),
         ({"mean": (float("nan"),) * 3}, "finite"),

@@ -26,6 +26,8 @@ MADE_FOR: dict[str, tuple[str, int, tuple[int, int] | None, int]] = {
     "imagenet-1000ep": ("imagenet/train", 3, None, 1_281_167),
     "imagenet-300ep": ("imagenet/train", 3, None, 1_281_167),
     "imagenet-bs256": ("imagenet/train", 3, None, 1_281_167),
+    "medical-grey": ("channels:scans", 1, (512, 512), 50_000),
+    "multispectral": ("channels:patches", 13, (64, 64), 27_000),
     "one-gpu": ("photos", 3, None, 50_000),
     "shapes": ("shapes", 3, (32, 32), 10_000),
     "small-data": ("thumbnails", 3, (48, 48), 50_000),

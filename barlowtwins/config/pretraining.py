@@ -32,7 +32,7 @@ class PretrainConfig:
     stem: Literal["imagenet", "small", "small-stride2"] | None = None
     """First layers: 7x7 and max-pooling (imagenet), or 3x3 without pooling for images up to 64 pixels (small)."""
     channels: int | None = None
-    """Input channels, 1 or 3; from the data unless told."""
+    """Input channels: 1 (grey), 3 (RGB), or those of the arrays in channels:FOLDER; from the data unless told."""
     projector: str | None = None
     """Widths of the projector's layers, joined by dashes, such as 8192-8192-8192."""
     image_size: int | None = None

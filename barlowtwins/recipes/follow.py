@@ -50,6 +50,8 @@ def lars_rate(batch_size: int) -> float:
 
 def augmentation_for(channels: int, image_size: int) -> str:
     """The views that suit images of so many channels and, if square, so many pixels a side."""
+    if channels not in (1, 3):
+        return "grey"  # whose operations suit any number of channels
     if image_size > SMALL:
         return "imagenet"
     return "grey" if channels == 1 else "small"
