@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import TINY
 
+from barlowtwins.batches import open_batches, ranges
 from barlowtwins.data import Source, open_source
 from barlowtwins.errors import DataError
 from barlowtwins.images import Unreadable
@@ -192,3 +194,14 @@ def test_an_archive_that_vanishes_ends_the_work(shards: Path) -> None:
     assert isinstance(source.read(1), Image.Image)
     with pytest.raises(DataError, match=r"s-001\.tar cannot be read any more"):
         source.read(2)
+
+
+def test_a_process_that_reads_it_says_so_in_one_line(shards: Path) -> None:
+    source = open_source(f"{shards}/s-*.tar")
+    (shards / "s-001.tar").unlink()
+    with (
+        pytest.raises(DataError, match=r"^[^\n]*s-001\.tar cannot be read any more[^\n]*$"),
+        open_batches(source, TINY, ranges(0, 5, 1), workers=1) as batches,
+    ):
+        for _ in batches:
+            pass
