@@ -179,7 +179,7 @@ def published(source: ArraySource, seed: int, settings: argparse.Namespace) -> t
 def features(backbone: nn.Module, source: ArraySource, device: torch.device) -> Tensor:
     """(N, F) of the images as they are."""
     backbone.eval()
-    images = torch.from_numpy(source.images)[:, None]  # (N, 1, 28, 28) uint8
+    images = torch.tensor(source.images)[:, None]  # (N, 1, 28, 28) uint8
     parts = [backbone((part.to(device).float() / 255 - 0.5) / 0.5).float().cpu() for part in images.split(500)]
     return torch.cat(parts)
 
