@@ -75,7 +75,9 @@ def write_as(to: str, weights: Weights, out: Path) -> Conversion:
         raise ConfigError(f"there is no format {to!r} to write; choose one of {', '.join(WRITERS)}")
     is_timm = weights.backbone_name.startswith("timm:")
     if is_timm and to in ("torchvision", "published", "detectron2"):
-        raise WeightsError(f"{weights.path} is a {weights.backbone_name}, which {to} has no names for")
+        raise WeightsError(
+            f"{weights.path} is a {weights.backbone_name}, which {to} has no names for; choose another format"
+        )
     count, notes = WRITERS[to](weights, out)
     if weights.stem != "imagenet" and to not in ("safetensors", "published"):
         notes += (f"the network has the {weights.stem!r} stem, which {to} does not build by itself",)

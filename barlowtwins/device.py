@@ -51,7 +51,7 @@ def resolve_device(name: str | torch.device | None = "auto") -> torch.device:
     if form is None:
         near = difflib.get_close_matches(text, ("auto", "cpu", "cuda", "mps"), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"there is no kind of device {str(name)!r}{hint} (auto, cpu, cuda, cuda:N or mps)")
+        raise UsageError(f"there is no kind of device {str(name)!r}{hint}; choose auto, cpu, cuda, cuda:N or mps")
     there = available_devices()
     if text == "auto":
         return torch.device("cuda" if there[0].startswith("cuda") else there[0])
@@ -78,7 +78,7 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
         ConfigError: bf16 asked for on a GPU that cannot.
     """
     if precision not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"precision {precision!r} is not one of auto, fp32, bf16")
+        raise UsageError(f"precision {precision!r} is unknown; choose auto, fp32 or bf16")
     if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
         return "fp32"
     if device.type == "cuda":

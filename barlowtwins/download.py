@@ -100,7 +100,9 @@ def fetch(transfer: Transfer, sha256: str | None = None) -> Fetched:
         raise DownloadError(f"{error}; TORCH_HOME names another place for the cache ({transfer.url})") from error
     except DownloadError as error:
         if damaged:
-            raise DownloadError(f"{target} is damaged and could not be fetched again: {error}") from error
+            raise DownloadError(
+                f"{target} is damaged and could not be fetched again; remove it, or mend this first: {error}"
+            ) from error
         raise
 
 
@@ -120,7 +122,9 @@ def check_digest(target: Path, sha256: str | None) -> Fetched | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DownloadError(f"cannot read {target}: {error.strerror or error}") from error
+        raise DownloadError(
+            f"cannot read {target}: {error.strerror or error}; make it readable, or remove it"
+        ) from error
     if not digest.startswith(_expected(target, sha256) or ""):
         return None
     return _accept(target, digest, sha256)

@@ -96,7 +96,7 @@ def open_embeddings(folder: str | Path) -> Embeddings:
     folder = Path(folder)
     if not is_embeddings(folder):
         unfinished = " (embedding into it has not finished: run that command again)" if folder.is_dir() else ""
-        raise DataError(f"{folder} is not a folder that `barlowtwins embed` has made{unfinished}")
+        raise DataError(f"{folder} is not a folder that `barlowtwins embed` has made{unfinished}; give one that it has")
     try:
         meta = json.loads((folder / META).read_text("utf-8"))
         if meta["layout"] > LAYOUT:
@@ -155,7 +155,9 @@ def read_index(path: Path) -> Iterator[IndexRow]:
     with open(path, encoding="utf-8", errors=KEEP, newline="") as file:
         lines = csv.reader(file)
         if tuple(next(lines, ())) != IndexRow._fields:
-            raise DataError(f"{path} does not begin with the line {','.join(IndexRow._fields)}")
+            raise DataError(
+                f"{path} does not begin with the line {','.join(IndexRow._fields)}; embed again (--overwrite)"
+            )
         for expected, line in enumerate(lines):
             if len(line) != len(IndexRow._fields) or line[0] != str(expected):
                 raise DataError(f"{path} is damaged: the entry of row {expected} is {line}; embed again (--overwrite)")

@@ -172,11 +172,13 @@ def take_apart(contents: Contents) -> Parts:
         if any(key.startswith(_beginnings(row, anchor)) for key in state)
     ]
     if not found:
-        raise WeightsError(f"no known layout of a ResNet: it holds {_describe(contents.value)}")
+        raise WeightsError(f"no known layout of a ResNet: it holds {_describe(contents.value)}; give weights of one")
     parts, unknown, _ = min(found, key=lambda each: len(each[1]) + each[2])  # of equals the first
     if unknown:
         name = parts.format.name
-        raise WeightsError(f"{len(unknown)} keys do not belong in a file of the format {name!r} ({_few(unknown)})")
+        raise WeightsError(
+            f"{len(unknown)} keys do not belong in a file of the format {name!r} ({_few(unknown)}); leave them out"
+        )
     return parts
 
 
@@ -279,7 +281,9 @@ def _follow(value: Any, path: Sequence[str]) -> dict[str, Tensor]:
         return {}
     state = {".".join(part for part in str(key).split(".") if part not in WRAPPERS): value[key] for key in value}
     if len(state) < len(value):
-        raise WeightsError(f"{len(value) - len(state)} keys occur twice, with and without {' or '.join(WRAPPERS)}")
+        raise WeightsError(
+            f"{len(value) - len(state)} keys occur twice, with and without {' or '.join(WRAPPERS)}; keep one"
+        )
     return state
 
 

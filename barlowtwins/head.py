@@ -205,7 +205,7 @@ def load_head(source: str | os.PathLike[str], *, progress: bool = True) -> Head:
             return _of_head_file(contents, path)
         return _of_checkpoint(take_apart(contents), contents, path)
     except (KeyError, ValueError, TypeError) as error:
-        raise WeightsError(f"{path} is no sound HEAD file: {error!r}") from error
+        raise WeightsError(f"{path} is no sound HEAD file ({error!r}); fetch, copy or train it again") from error
     except WeightsError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise WeightsError(f"{where}{error}") from error
@@ -281,7 +281,7 @@ def _checked(tensors: Mapping[str, Tensor], classes: tuple[Any, ...], where: Bel
     weight, bias = tensors["weight"].float(), tensors["bias"].float()
     if weight.ndim != 2 or bias.shape != weight.shape[:1] or len(classes) != len(weight):
         shapes = f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and {len(classes)} class names"
-        raise WeightsError(f"{shapes} do not make a linear classifier")
+        raise WeightsError(f"{shapes} do not make a linear classifier; give a HEAD file as evaluate writes it")
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise WeightsError("it holds numbers that are not finite")
     return Head(weight.contiguous(), bias.contiguous(), tuple(map(str, classes)), where, how)

@@ -46,7 +46,7 @@ def list_folder(root: Path) -> list[str]:
         else:
             others[suffix or "none"] += 1
     if not keys:
-        raise DataError(f"no images in {root}: {_what_is_there(others)}")
+        raise DataError(f"no images in {root}: {_what_is_there(others)}; give a folder that has some")
     keys.sort()
     return keys
 
@@ -123,7 +123,9 @@ def read_list(file: Path) -> tuple[list[str], list[str] | None]:
     if entries and entries[0][1].lower() in HEADER_NAMES and not os.path.exists(file.parent / entries[0][1]):
         del entries[0]
     if not entries:
-        raise DataError(f"the list {file} names no image: its lines are empty, comments or headings")
+        raise DataError(
+            f"the list {file} names no image: its lines are empty, comments or headings; give a path a line"
+        )
 
     missing = [(number, path) for number, path, _ in entries if not os.path.exists(file.parent / path)]
     if missing:

@@ -71,7 +71,10 @@ def locate(source: str | os.PathLike[str], *, full: bool = False, progress: bool
     if path.is_file():
         return _located_file(path.name, path)
     names = ", ".join(closest_names(str(source)))
-    raise WeightsError(f"no weights {str(source)!r}: there is no such file or folder, and on record are {names}")
+    raise WeightsError(
+        f"no weights {str(source)!r}: there is no such file or folder, and on record are {names}; give "
+        f"one of these, or an existing path"
+    )
 
 
 def cache_folder() -> Path:
@@ -99,7 +102,10 @@ def _locate_record(record: WeightRecord, progress: bool) -> Located:
     if path is not None and path.parent != cache_folder():  # not ours to mend by fetching it again
         found = check_digest(path, record.sha256)
         if found is None:
-            raise WeightsError(f"{path} is damaged: its sha256 {sha256_of(path)} does not begin with {record.sha256}")
+            raise WeightsError(
+                f"{path} is damaged: its sha256 {sha256_of(path)} does not begin with {record.sha256}; put a "
+                f"whole copy there"
+            )
     else:
         assert record.url is not None
         mirror = os.environ.get("BARLOWTWINS_MIRROR")
@@ -144,11 +150,13 @@ def _locate_run(folder: Path, full: bool) -> Located:
             return _located_file(folder.name, folder / name)
     inside = sorted(path.name for path in folder.iterdir())
     found = ", ".join(inside[:5]) + (", ..." if len(inside) > 5 else "") if inside else "nothing"
-    raise WeightsError(f"{folder} is no finished RUN folder: it has no {' or '.join(names)}, but {found}")
+    raise WeightsError(
+        f"{folder} is no finished RUN folder: it has no {' or '.join(names)}, but {found}; finish the run first"
+    )
 
 
 def _located_file(name: str, path: Path) -> Located:
     try:
         return Located(name, path, sha256_of(path), "unknown")
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}; make it readable") from error

@@ -87,7 +87,9 @@ class FolderLock:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
-                raise OutputError(f"cannot write to the folder {self.folder}: {error.strerror or error}") from error
+                raise OutputError(
+                    f"cannot write to {self.folder}: {error.strerror or error}; choose a folder that you may write to"
+                ) from error
             try:
                 self._take(descriptor)
                 if _same_file(descriptor, self._path):
@@ -106,7 +108,9 @@ class FolderLock:
             if error.errno in BUSY:
                 raise self._refusal(self._read_record(descriptor)) from None
             if error.errno not in NO_LOCKS:
-                raise OutputError(f"cannot lock the folder {self.folder}: {error.strerror or error}") from error
+                raise OutputError(
+                    f"cannot lock the folder {self.folder}: {error.strerror or error}; choose one on another disk"
+                ) from error
             record = self._read_record(descriptor, patience=0.0)  # no kernel to ask: the record has to do
             if record and not _is_dead(record):
                 raise self._refusal(record) from None
@@ -117,7 +121,9 @@ class FolderLock:
             os.ftruncate(descriptor, 0)
             os.write(descriptor, json.dumps(record).encode() + b"\n")
         except OSError as error:  # the lock holds all the same, but a full disk will not do for what follows
-            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+            raise OutputError(
+                f"cannot write {self._path}: {error.strerror or error}; free some space, or choose another folder"
+            ) from error
 
     def _read_record(self, descriptor: int, patience: float = RECORD_PATIENCE) -> dict[str, Any]:
         end = time.monotonic() + patience

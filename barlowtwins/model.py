@@ -217,7 +217,7 @@ def recognize_backbone(state_dict: Mapping[str, Tensor]) -> Recognized:
             return Recognized(name, "imagenet" if kernel == 7 else "small", channels)
     raise WeightsError(
         f"a ResNet of {blocks} {'bottleneck' if bottleneck else 'basic'} blocks, first width {width}, "
-        f"{groups} group(s) of {inner[1]} is not one of {', '.join(BACKBONES)}"
+        f"{groups} group(s) of {inner[1]} is unknown; choose one of {', '.join(BACKBONES)}"
     )
 
 

@@ -118,10 +118,12 @@ def _picture(image: Image.Image | Unreadable) -> Image.Image | None:
 def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str]:
     """Features (D,) and path of a row."""
     if row >= len(opened.features):
-        raise UsageError(f"there is no row {row}: {opened.folder} has rows 0 to {len(opened.features) - 1}")
+        raise UsageError(
+            f"there is no row {row}: {opened.folder} has rows 0 to {len(opened.features) - 1}; choose one of these"
+        )
     entry = next(itertools.islice(opened.index(), row, None))
     if entry.status != OK:
-        raise DataError(f"row {row} ({entry.path}) has no features: {entry.status}")
+        raise DataError(f"row {row} ({entry.path}) has no features ({entry.status}); choose another row")
     return np.array(opened.features[row]), entry.path
 
 
@@ -137,5 +139,5 @@ def _embed(opened: Embeddings, image: str) -> npt.NDArray[np.float32]:
     embedder.preprocessing = Preprocessing.from_dict(meta["preprocessing"])
     features = embedder.encode([image])[0]
     if 0 in embedder.failed:
-        raise DataError(f"cannot read {image}: {embedder.failed[0].why}")
+        raise DataError(f"cannot read {image}: {embedder.failed[0].why}; give an image")
     return features

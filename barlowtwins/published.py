@@ -55,10 +55,12 @@ def read_published(path: Path, record: Mapping[str, Any], data: Mapping[str, Any
             return None
         parts = take_apart(contents)
     except WeightsError as error:
-        raise CheckpointError(f"cannot go on from {path}: {error}") from error
+        raise CheckpointError(f"cannot go on from {path}: {error} (to start from its weights alone: --init)") from error
     epoch, per_epoch = contents.value["epoch"], data["images"] // record["batch_size"]
     if not (type(epoch) is int and 0 <= epoch < 1 << 20):
-        raise CheckpointError(f"cannot go on from {path}: its epoch is {epoch!r}")
+        raise CheckpointError(
+            f"cannot go on from {path}: its epoch is {epoch!r}; to start from its weights alone: --init"
+        )
     state, mapped = _our_momentum(contents.value["optimizer"], record, path)
     say(
         f"{path.name} is a checkpoint of the published code after {epoch} epochs: step {epoch * per_epoch} of this "

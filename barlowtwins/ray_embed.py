@@ -150,6 +150,8 @@ def _embed_shard(
 def _embedder(weights: str, sha256: str, precision: str, preprocessing: Preprocessing) -> Embedder:
     embedder = load_embedder(weights, precision=precision, progress=False)
     if embedder.sha256 != sha256:
-        raise WeightsError(f"{weights} on {platform.node()} is another file than on the machine that asks for it")
+        raise WeightsError(
+            f"{weights} on {platform.node()} is another file than on the machine that asks for it; put the same there"
+        )
     embedder.preprocessing = preprocessing
     return embedder

@@ -133,12 +133,18 @@ def registry() -> dict[str, WeightRecord]:
         entries = json.loads(path.read_text(encoding="utf-8"))["weights"]
         records = [_record(entry) for entry in entries]
     except OSError as error:
-        raise WeightsError(f"cannot read the registry {path}: {error.strerror or error}") from error
+        raise WeightsError(
+            f"cannot read the registry {path}: {error.strerror or error}; BARLOWTWINS_REGISTRY must name one"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WeightsError) as error:
-        raise WeightsError(f"the registry {path} is not sound: {error}") from error
+        raise WeightsError(
+            f"the registry {path} is not sound: {error}; mend it, or unset BARLOWTWINS_REGISTRY to use ours"
+        ) from error
     names = [record.name for record in records]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise WeightsError(f"the registry {path} has two records named {', '.join(sorted(twice))}")
+        raise WeightsError(
+            f"the registry {path} has two records named {', '.join(sorted(twice))}; a name must be unique"
+        )
     return dict(zip(names, records, strict=True))
 
 
@@ -151,7 +157,9 @@ def closest_names(name: str) -> list[str]:
 def _record(entry: Mapping[str, Any]) -> WeightRecord:
     known = {field.name for field in dataclasses.fields(WeightRecord)}
     if unknown := sorted(set(entry) - known):
-        raise WeightsError(f"{entry.get('name')!r} has a field {unknown[0]!r} that this version does not know")
+        raise WeightsError(
+            f"{entry.get('name')!r} has a field {unknown[0]!r} that this version does not know; update, or leave it out"
+        )
     metrics = tuple(Metric(**metric) for metric in entry.get("metrics", ()))
     record = WeightRecord(**{**entry, "metrics": metrics})
     if not (isinstance(record.name, str) and NAME.fullmatch(record.name)):
@@ -162,9 +170,9 @@ def _record(entry: Mapping[str, Any]) -> WeightRecord:
     if (record.url is None) == (record.file is None):
         raise WeightsError(f"{record.name!r} needs a url or a file, one of the two")
     if record.file is not None and not NAME.fullmatch(record.file.lower()):
-        raise WeightsError(f"{record.name!r} has the file {record.file!r}, which is no plain name in this folder")
+        raise WeightsError(f"{record.name!r} has the file {record.file!r}, which must be a plain name in this folder")
     if record.sha256 is not None and not SHA256.fullmatch(record.sha256):
-        raise WeightsError(f"{record.name!r} has sha256 {record.sha256!r}, which is not 8-64 hex digits")
+        raise WeightsError(f"{record.name!r} has sha256 {record.sha256!r}, which must be 8-64 hex digits")
     record.file_name  # noqa: B018  # a URL that is none raises a ValueError now, not at its first use
     return record
 
@@ -173,4 +181,4 @@ def _check_types(part: WeightRecord | Metric, name: str) -> None:
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.name != "metrics" and not any(isinstance(value, KINDS[kind]) for kind in str(field.type).split(" | ")):
-            raise WeightsError(f"{name!r} has {field.name} {value!r}, which is not of type {field.type}")
+            raise WeightsError(f"{name!r} has {field.name} {value!r}, which must be of type {field.type}")

@@ -76,7 +76,9 @@ def write_report(run: str | Path) -> ReportResult:
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder.path} is not a folder that `barlowtwins pretrain` has made ({error})") from error
+        raise DataError(
+            f"{folder.path} is not a folder that `barlowtwins pretrain` has made ({error}); give a RUN folder"
+        ) from error
     records = folder.read_log()
     found = [load_snapshot(path) for path in list_snapshots(folder.snapshots)]
     snapshots = [snapshot for snapshot in found if snapshot is not None]

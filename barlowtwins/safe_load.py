@@ -128,13 +128,14 @@ def read_weight_file(path: Path) -> Contents:
             if start[:2] == b"PK" or start[:1] == b"\x80":
                 return Contents(_read_pickle(path))
     except FileNotFoundError:
-        raise WeightsError(f"there is no weight file {path}") from None
+        raise WeightsError(f"there is no weight file {path}; give an existing one") from None
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}; make it readable") from error
     if not start:
         raise WeightsError(f"{path} is empty (0 bytes); fetch or copy it again")
     raise WeightsError(
-        f"{path} is no weight file: it begins with {start!r}, neither as torch.save nor as safetensors write"
+        f"{path} is no weight file: it begins with {start!r}, neither as torch.save nor as safetensors "
+        f"write; fetch or copy it again"
     )
 
 
@@ -198,7 +199,7 @@ def _read_safetensors(file: IO[bytes], path: Path) -> Contents:
         _check_spans(entries, size - 8 - length)
         return Contents({name: entry.read(file, 8 + length) for name, entry in entries.items()}, metadata)
     except WeightsError as error:
-        raise WeightsError(f"{path} is not sound safetensors: {error}") from error
+        raise WeightsError(f"{path} is not sound safetensors: {error}; fetch or copy it again") from error
 
 
 def _parse_header(text: bytes) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class TarSource(Source):
             indices = list(pool.map(_read_index, self._tars))
         names = [name for index in indices for name in index.names]
         if not names:
-            raise DataError(f"no images in {pattern}: {len(self._tars)} archives hold none by suffix")
+            raise DataError(f"no images in {pattern}: {len(self._tars)} archives hold none by suffix; give others")
         self._ends = np.cumsum([len(index.names) for index in indices])  # (T,) rows up to the end of each
         self._offsets = np.array([offset for index in indices for offset in index.offsets], np.int64)  # (N,)
         self._sizes = np.array([size for index in indices for size in index.sizes], np.int64)  # (N,)
@@ -127,7 +127,7 @@ def _read_index(tar: str) -> _Index:
     except tarfile.TarError as error:
         raise DataError(f"{tar} is no whole tar archive ({error}); make or copy it again") from error
     except OSError as error:
-        raise DataError(f"cannot read {tar}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {tar}: {error.strerror or error}; make it readable") from error
     return index
 
 
@@ -159,7 +159,7 @@ def _label(data: bytes, suffix: str, name: str) -> str | None:
             return data.decode("utf-8").strip()
         content = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{name} cannot be read as a label: {error}") from error
+        raise DataError(f"{name} cannot be read as a label: {error}; it must be JSON") from error
     label = next((content[key] for key in ("label", "cls") if key in content), None) if type(content) is dict else None
     return str(label) if isinstance(label, (str, int)) else None
 
@@ -185,7 +185,10 @@ def _labels(pattern: str, indices: Sequence[_Index], names: Sequence[str]) -> li
         return top_folders(names)
     if len(known) < len(labels):
         first = names[labels.index(None)]
-        raise DataError(f"{len(labels) - len(known)} of {len(labels)} images in {pattern} have no label, first {first}")
+        raise DataError(
+            f"{len(labels) - len(known)} of {len(labels)} images in {pattern} have no label, first {first}; label "
+            f"all or none"
+        )
     return known
 
 

@@ -79,7 +79,9 @@ def build_timm(name: str, fc: type[nn.Module] | Any, *, channels: int = 3, **kwa
             net = timm.create_model(name, **made)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         gist = str(error).partition("\n")[0][:200]
-        raise ConfigError(f"timm does not build {name!r} for {channels} channel(s): {gist}") from error
+        raise ConfigError(
+            f"timm does not build {name!r} for {channels} channel(s): {gist}; choose another model"
+        ) from error
     width = getattr(net, "head_hidden_size", None) or net.num_features
     return TimmBackbone(net, fc(width))
 

@@ -103,7 +103,10 @@ class Transfer:
                     self._restart()  # pieces of two versions, perhaps: once more, from the start
                     self._attempt_until_whole()
                 if not self._digest().startswith(sha256 or ""):
-                    raise DownloadError(f"{self.url} has sha256 {self._digest()}, not {sha256} ({source}): not kept")
+                    raise DownloadError(
+                        f"{self.url} has sha256 {self._digest()}, not {sha256} ({source}): not kept; is the URL right, "
+                        f"and the digest?"
+                    )
         except OutputError as error:
             needed = f"{self.total:,} bytes are needed" if self.total else f"more than {self.done:,} bytes are needed"
             raise OutputError(f"{error}; {needed}") from error
@@ -161,16 +164,19 @@ class Transfer:
                     url, headers=headers, stream=True, allow_redirects=False, timeout=self.timeout
                 )
             except requests.exceptions.SSLError as error:
-                raise DownloadError(f"refusing {url}: TLS failed ({_innermost(error)})") from error
+                raise DownloadError(
+                    f"refusing {url}: TLS failed ({_innermost(error)}); check the clock, the network, and "
+                    f"REQUESTS_CA_BUNDLE"
+                ) from error
             except (requests.ConnectionError, requests.Timeout) as error:
                 raise _Again(f"no answer from {urlsplit(url).netloc} ({_innermost(error)})") from error
             except requests.RequestException as error:
-                raise DownloadError(f"cannot fetch {url}: {error}") from error
+                raise DownloadError(f"cannot fetch {url}: {error}; is the URL right?") from error
             if not response.is_redirect:
                 return response
             response.close()
             url, came_from = urljoin(url, response.headers["location"]), url
-        raise DownloadError(f"{self.url} redirects more than {MOST_HOPS} times")
+        raise DownloadError(f"{self.url} redirects more than {MOST_HOPS} times; give the URL that it should lead to")
 
     def _judge(self, response: requests.Response) -> None:
         """Make ready for a body that starts or continues the file; raise for every other answer."""
@@ -189,7 +195,9 @@ class Transfer:
                 "perhaps the network's login page is in between"
             )
         if headers.get("content-encoding", "identity") != "identity":
-            raise DownloadError(f"{response.url} comes as {headers['content-encoding']}, which nobody asked for")
+            raise DownloadError(
+                f"{response.url} comes as {headers['content-encoding']}, which nobody asked for; use another mirror"
+            )
 
         start, total = _extent(status, headers)
         if total is not None and self.size is not None and total != self.size:
@@ -209,18 +217,24 @@ class Transfer:
         """A disk that is too small now saves the wait for it to fill up."""
         free = shutil.disk_usage(self.target.parent).free
         if self.total is not None and free < self.total - self.done:
-            raise OutputError(f"no space left to write {self.target}: {free:,} bytes are free")
+            raise OutputError(
+                f"no space left to write {self.target}: {free:,} bytes are free; free some or choose another folder"
+            )
 
     def _append(self, piece: bytes) -> None:
         if not self.done and piece.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-            raise DownloadError(f"{self.url} is a web page where a file should be, whatever its content type says")
+            raise DownloadError(
+                f"{self.url} is a web page where a file should be, whatever its content type says; is the URL right?"
+            )
         self.file.write(piece)
         self.hash.update(piece)
         self.done += len(piece)
         if self.progress is not None:
             self.progress.update(len(piece))
         if self.total is not None and self.done > self.total:
-            raise DownloadError(f"{self.url} sends more than the {self.total:,} bytes that it should have")
+            raise DownloadError(
+                f"{self.url} sends more than the {self.total:,} bytes that it should have; is the URL right?"
+            )
 
     def _restart(self) -> None:
         if self.progress is not None:
@@ -242,7 +256,7 @@ def check_url(url: str, *, came_from: str | None = None) -> None:
     if parts.scheme == "http" and _is_loopback(url) and (came_from is None or _is_loopback(came_from)):
         return
     redirected = f" (redirected from {came_from})" if came_from else ""
-    raise DownloadError(f"refusing {url}{redirected}: weights are fetched by https only")
+    raise DownloadError(f"refusing {url}{redirected}: weights are fetched by https only; give such a URL")
 
 
 def _is_loopback(url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,11 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if NOTES not in os.environ:  # else this is a worker of xdist, and the file is there already
-        descriptor, name = tempfile.mkstemp(prefix="barlowtwins-raises-")
-        os.close(descriptor)
-        os.environ[NOTES] = name
-        config.add_cleanup(lambda: (Path(os.environ.pop(NOTES)).unlink(missing_ok=True), None)[1])
+    if NOTES not in os.environ:  # else this is a worker of xdist, and the folder is there already
+        os.environ[NOTES] = folder = tempfile.mkdtemp(prefix="barlowtwins-raises-")
+        os.chmod(folder, 0o777)  # some tests are nobody for a while
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(NOTES), ignore_errors=True))
     note_raises()
 
 

@@ -133,6 +133,7 @@ def _wait(pid: int, seconds: float) -> int:
 if __name__ == "__main__":
     for module in ("safetensors.torch", "tqdm", "tyro", *map("barlowtwins.{}".format, ("cli", "pretrain", "printing"))):
         importlib.import_module(module)
+    importlib.import_module("raises").note_raises()
     asked = _serve()
     if asked is not None:
         sys.argv[1:] = asked["arguments"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from raises import note_raises
 
 
 def free_port() -> int:
@@ -60,6 +61,7 @@ def _entry(function: Callable[..., Any], rank: int, world_size: int, port: int, 
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
+    note_raises()
     try:
         dist.init_process_group("gloo", rank=rank, world_size=world_size)
         results.put((rank, True, function(rank, world_size, *args)))

@@ -85,7 +85,7 @@ def test_what_cannot_be_asked_is_told(work: Path, tmp_path: Path) -> None:
     bad = next(entry.row for entry in open_embeddings(out).index() if entry.status != "ok")
     with pytest.raises(UsageError, match=r"no row 14: .* has rows 0 to 13"):
         neighbours(NeighboursConfig(out, "14"))
-    with pytest.raises(DataError, match=f"row {bad} .*has no features: "):
+    with pytest.raises(DataError, match=f"row {bad} .*has no features .*; choose another row"):
         neighbours(NeighboursConfig(out, str(bad)))
     with pytest.raises(DataError, match=r"cannot read .*absent\.png"):
         neighbours(NeighboursConfig(out, str(tmp_path / "absent.png")))

@@ -89,7 +89,10 @@ def _matched(learned: LabelledFeatures, judged: LabelledFeatures) -> tuple[Label
             f"{judged.weights}, or their preprocessing differs; embed both with the same --weights"
         )
     if len(learned.classes) < 2:
-        raise DataError(f"{learned.name} has one class, {learned.classes[0]}: there is nothing to tell apart")
+        raise DataError(
+            f"{learned.name} has one class, {learned.classes[0]}: there is nothing to tell apart; give "
+            f"images of two or more"
+        )
     return learned, judged._replace(labels=labels_within(learned.classes, judged), classes=learned.classes)
 
 

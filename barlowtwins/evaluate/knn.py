@@ -159,7 +159,7 @@ def knn_accuracy(
             hits[each] = first + int((rank < 1).sum()), five + int((rank < 5).sum())
         after_chunk(len(block))
     if not counted:
-        raise DataError("there is no readable image to classify")
+        raise DataError("there is no readable image to classify; `barlowtwins check` says why")
     return {each: Accuracy(100 * first / counted, 100 * five / counted) for each, (first, five) in hits.items()}
 
 
@@ -178,7 +178,7 @@ def _class_indices(labels: Labels, rows: int, num_classes: int | None, whose: st
     if classes.shape != (rows,):
         raise DataError(f"{whose}: {rows} rows but labels of shape {tuple(classes.shape)}; give one label a row")
     if rows == 0:
-        raise ConfigError(f"{whose}: no rows")
+        raise ConfigError(f"{whose}: no rows; give one or more")
     low, high = int(classes.min()), int(classes.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         most = "0 and up" if num_classes is None else f"0 to {num_classes - 1}"

@@ -66,7 +66,10 @@ def open_labelled(data: str, *, split: str, data_root: str | Path | None = None)
     source = open_source(data, split=split, data_root=data_root)
     labels = labels_of(source)
     if len(source.classes) < 2:
-        raise DataError(f"{source.name} has one class, {source.classes[0]}: there is nothing to tell apart")
+        raise DataError(
+            f"{source.name} has one class, {source.classes[0]}: there is nothing to tell apart; give images "
+            f"of two or more"
+        )
     return Labelled(source, labels, source.classes)
 
 

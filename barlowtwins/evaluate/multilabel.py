@@ -62,12 +62,15 @@ def _open_voc(folder: Path, split: str, classes: tuple[str, ...] | None) -> Mult
     files = folder / "ImageSets" / "Main"
     found = tuple(sorted(path.name.removesuffix(f"_{split}.txt") for path in files.glob(f"*_{split}.txt")))
     if not found:
-        raise DataError(f"{files} has no files *_{split}.txt, such as cat_{split}.txt")
+        raise DataError(f"{files} has no files *_{split}.txt, such as cat_{split}.txt; put them there")
     columns = {name: _read_column(files / f"{name}_{split}.txt") for name in _agreed(found, classes, data=str(folder))}
     images = sorted(next(iter(columns.values())))
     for name, column in columns.items():
         if sorted(column) != images:
-            raise DataError(f"{files}/{name}_{split}.txt does not name the same images as the other classes' files")
+            raise DataError(
+                f"{files}/{name}_{split}.txt does not name the same images as the other classes' files; list "
+                f"each in all"
+            )
     targets = np.array([[column[image] for column in columns.values()] for image in images], np.int8)
     source = FileSource(f"{folder} ({split})", folder, [f"JPEGImages/{image}.jpg" for image in images])
     return MultiLabelled(source, targets, tuple(columns))
@@ -78,7 +81,7 @@ def _read_column(path: Path) -> dict[str, int]:
         fields = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
         column = {image: int(value) for image, value in fields}
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} does not have an image and 1, 0 or -1 a line: {error}") from error
+        raise DataError(f"{path} must have an image and 1, 0 or -1 a line: {error}") from error
     if wrong := set(column.values()) - {PRESENT, IGNORED, ABSENT}:
         raise DataError(f"{path} has the value {wrong.pop()}; it must be 1, 0 or -1")
     return column
@@ -98,5 +101,8 @@ def _agreed(found: tuple[str, ...], classes: tuple[str, ...] | None, *, data: st
     """The classes to use: those that were found, or those that were learned if none is unknown."""
     unknown = [name for name in found if classes is not None and name not in classes]
     if unknown:
-        raise DataError(f"{data} has classes that are not among those to learn: {', '.join(unknown[:5])}")
+        raise DataError(
+            f"{data} has classes that are not among those to learn: {', '.join(unknown[:5])}; leave them "
+            f"out, or learn them too"
+        )
     return classes or found

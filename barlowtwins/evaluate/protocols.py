@@ -91,4 +91,4 @@ def learning_rate(protocol: Protocol, step: int, steps_per_epoch: int) -> float:
         return 0.2 ** ((5 * epoch >= 3 * protocol.epochs) + (5 * epoch >= 4 * protocol.epochs))
     if protocol.schedule == "warm-up":
         return learning_rate_factor(step, steps=steps, warmup_steps=max(1, steps // 20), final=0.0)
-    raise ConfigError(f"there is no schedule {protocol.schedule!r}")
+    raise ConfigError(f"there is no schedule {protocol.schedule!r}; choose one of the protocols as they are")

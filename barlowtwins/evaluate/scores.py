@@ -116,7 +116,7 @@ class Tally:
         """
         images = int(self.confusion.sum())
         if not images:
-            raise DataError("there is no readable image to classify")
+            raise DataError("there is no readable image to classify; `barlowtwins check` says why")
         right, each = self.confusion.diagonal(), self.confusion.sum(1)
         per_class = {
             name: 100 * hits / count if count else None

@@ -154,7 +154,7 @@ def listed_images(source: Source, file: Path) -> npt.NDArray[np.int64]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list {file}: {error}; it must be UTF-8 text, an image a line") from error
     if not names:
-        raise DataError(f"the list {file} names no image")
+        raise DataError(f"the list {file} names no image; give one a line")
     keys = [source.key(index) for index in range(len(source))]
     by_name = {key.rpartition("/")[2]: index for index, key in enumerate(keys)}
     ambiguous = {name for name, count in Counter(key.rpartition("/")[2] for key in keys).items() if count > 1}
@@ -164,6 +164,6 @@ def listed_images(source: Source, file: Path) -> npt.NDArray[np.int64]:
         why = "more than one image has this name" if unknown[0] in ambiguous else "there is no such image"
         raise DataError(
             f"{len(unknown)} of {len(names)} images in {file} are not found in {source.name}, the first: "
-            f"{unknown[0]} ({why})"
+            f"{unknown[0]} ({why}); name images as the data does"
         )
     return np.unique([place[name] for name in names])

@@ -253,7 +253,10 @@ def _batch_size(protocol: Protocol, images: int, processes: int) -> int:
     n = min(protocol.batch_size, images // processes * processes)
     least = 1 if protocol.frozen else 2  # batch norm needs two
     if n < least * processes:
-        raise ConfigError(f"{images} images in batches of {n} are too few to train on with {processes} process(es)")
+        raise ConfigError(
+            f"{images} images in batches of {n} are too few to train on with {processes} process(es); give "
+            f"more, or a smaller batch"
+        )
     return n
 
 

@@ -149,7 +149,7 @@ def average_precision(scores: npt.NDArray[np.floating], targets: npt.NDArray[np.
     counted = targets != IGNORED
     scores, hits = scores[counted], targets[counted] == PRESENT
     if not hits.any():
-        raise DataError("no image has the class, so there is no precision to average")
+        raise DataError("no image has the class, so there is no precision to average; leave the class out")
     order = np.argsort(-scores, kind="stable")
     last_of_equals = np.append(np.diff(scores[order]) != 0, True)
     found = np.cumsum(hits[order])[last_of_equals]

@@ -84,9 +84,9 @@ def load_recipe(name: str) -> dict[str, Any]:
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not TOML: {error}") from error
+        raise ConfigError(f"recipe {path} is not TOML: {error}; a line must be such as lr = 0.2") from error
     except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}; make it readable") from error
     for setting, value in settings.items():
         if setting not in FIELDS:
             raise ConfigError(f"recipe {path}: {setting} is not a setting; {_hint(setting, FIELDS)}")

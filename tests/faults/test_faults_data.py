@@ -43,7 +43,9 @@ class TestNothingThere:
 
     def test_26_empty(self, tmp_path: Path) -> None:
         (tmp_path / "a" / "b").mkdir(parents=True)
-        with pytest.raises(DataError, match=f"^no images in {tmp_path}: no files are there$"):
+        with pytest.raises(
+            DataError, match=f"^no images in {tmp_path}: no files are there; give a folder that has some$"
+        ):
             open_source(tmp_path)
 
     def test_26_without_images(self, tmp_path: Path) -> None:

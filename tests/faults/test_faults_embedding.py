@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from raises import note_raises
 from tiny import TINY, write_images, write_weights
 
 from barlowtwins.batches import open_batches, ranges
@@ -86,6 +87,7 @@ def run(config: EmbedConfig, *, at: int = 0, number: int = 0, group: bool = Fals
 
 def _embed(config: EmbedConfig, at: int, number: int, group: bool, file_size: int | None) -> None:
     os.setsid()
+    note_raises()
     multiprocessing.set_start_method("fork", force=True)  # of reading processes: faster than another server
     changes = 0
 

@@ -302,7 +302,7 @@ def test_23_a_registry_file_outside_its_folder_is_refused(
     _write(tmp_path / "w.pth", saved(STATE))
     path = write_registry(tmp_path / "weights" / "registry.json", record("tiny", file=name))
     monkeypatch.setenv("BARLOWTWINS_REGISTRY", str(path))
-    with pytest.raises(WeightsError, match="no plain name"):
+    with pytest.raises(WeightsError, match="must be a plain name"):
         load_weights("tiny")
 
 
