@@ -47,7 +47,9 @@ def few_shot(labels: Labels, shots: int, *, seed: int = 0) -> Indices:
     """
     counts = np.bincount(labels)
     if scarce := np.flatnonzero((counts > 0) & (counts < shots)).tolist():
-        raise DataError(f"{shots} images a class are asked for, and class {scarce[0]} has {counts[scarce[0]]}")
+        raise DataError(
+            f"{shots} images a class are asked for, and class {scarce[0]} has {counts[scarce[0]]}; ask for fewer"
+        )
     place, _ = _places(labels, seed)
     return np.flatnonzero(place < shots)
 
