@@ -143,7 +143,7 @@ def with_channels(images: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[n
     """Images (N, H, W) or (N, H, W, 3) as (N, H, W, C): grey ones in each colour, colours as Pillow turns them grey."""
     images = images[..., None] if images.ndim == 3 else images
     if images.shape[3] == channels:
-        return np.require(images, requirements="CW")  # torch warns of arrays that cannot be written
+        return np.require(images, requirements=["C", "W"])  # torch warns of arrays that cannot be written
     if channels == 3:
         return np.repeat(images, 3, axis=3)
     grey = np.empty((*images.shape[:3], 1), np.uint8)
