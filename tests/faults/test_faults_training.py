@@ -30,7 +30,8 @@ from barlowtwins.twins import epoch_order
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of POSIX")
 
-LONG = {"batch_size": 8, "epochs": 8, "knn_every": 4}  # 64 steps: enough to be stopped in the middle, many times
+# 64 steps: enough to be stopped in the middle, many times; with processes that read, which images in memory need not
+LONG = {"batch_size": 8, "epochs": 8, "knn_every": 4, "augment_backend": "pillow"}
 
 
 @pytest.fixture(scope="module")
