@@ -144,9 +144,8 @@ def read_weight_file(path: Path) -> Contents:
 
 def _read_pickle(path: Path) -> Any:
     _warn_of_old_torch()
-    is_zip = zipfile.is_zipfile(path)
-    mapped = is_zip and path.stat().st_size > LARGE
     try:
+        mapped = path.stat().st_size > LARGE and zipfile.is_zipfile(path)
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
