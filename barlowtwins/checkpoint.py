@@ -25,6 +25,7 @@ __all__ = [
     "KEEP",
     "Checkpoint",
     "Saver",
+    "checkpoint_path",
     "list_checkpoints",
     "load_checkpoint",
     "load_newest",
@@ -59,6 +60,11 @@ class Checkpoint:
     """Unreadable images met so far, by index."""
 
 
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / "checkpoints" / f"step-{step:08d}.pt"
+
+
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name; -1 for any other name."""
     name = NAME.fullmatch(path.name)
@@ -82,7 +88,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int = KEEP, drop
     Raises:
         OutputError: it cannot be written; the older ones are untouched.
     """
-    path = run / "checkpoints" / f"step-{checkpoint.step:08d}.pt"
+    path = checkpoint_path(run, checkpoint.step)
     state = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}  # `asdict` copies tensors
     with atomic_write(path) as file:
         sealed = _Sealed(file)
@@ -150,20 +156,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
             _check_seal(file, path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}; make it readable") from error
     except CheckpointError:
         raise
     except Exception as error:  # sealed, but by whom? Foreign contents fail in any way there is
-        raise CheckpointError(f"{path} holds what no checkpoint does, and was not loaded ({_gist(error)})") from error
+        raise CheckpointError(
+            f"{path} holds what no checkpoint does, and was not loaded ({_gist(error)}); use one of your own runs"
+        ) from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this version (format {FORMAT}); for weights use --init")
     try:
         checkpoint = Checkpoint(**state)
     except TypeError as error:
-        raise CheckpointError(f"{path} lacks parts of a checkpoint ({error})") from error
+        raise CheckpointError(f"{path} lacks parts of a checkpoint ({error}); use the one before it") from error
     for name, kind in (("step", int), ("model", dict), ("optimizer", dict), ("config", dict), ("data", dict)):
         if not isinstance(getattr(checkpoint, name), kind):
-            raise CheckpointError(f"{path} is no checkpoint: its {name} is not of type {kind.__name__}")
+            raise CheckpointError(
+                f"{path} is no checkpoint: its {name} is not of type {kind.__name__}; use the one before it"
+            )
     return checkpoint
 
 
@@ -218,7 +228,9 @@ def _check_seal(file: IO[bytes], path: Path) -> None:
     file.seek(max(0, length))
     seal = SEAL.fullmatch(file.read())
     if seal is None:
-        raise CheckpointError(f"{path} is cut short or no checkpoint: it does not end in its digest")
+        raise CheckpointError(
+            f"{path} is cut short or no checkpoint: it does not end in its digest; use the one before it"
+        )
     digest = hashlib.sha256()
     file.seek(0)
     while length > 0:
@@ -228,7 +240,9 @@ def _check_seal(file: IO[bytes], path: Path) -> None:
         digest.update(piece)
         length -= len(piece)
     if digest.hexdigest().encode() != seal[1]:
-        raise CheckpointError(f"{path} is damaged: its contents do not have the digest at its end")
+        raise CheckpointError(
+            f"{path} is damaged: its contents do not have the digest at its end; use the one before it"
+        )
 
 
 def _remove(path: Path) -> None:

@@ -39,7 +39,7 @@ from barlowtwins.printing import render
 from barlowtwins.progress import say
 from barlowtwins.recipes import Settings, record, resolve
 from barlowtwins.recipes.observe import observe
-from barlowtwins.resume import find_checkpoint, initialize, restore
+from barlowtwins.resume import agree_on_checkpoint, initialize, restore
 from barlowtwins.run import RunFolder
 from barlowtwins.signals import StopSignals
 from barlowtwins.tracking import Tracker, open_tracker
@@ -203,7 +203,7 @@ def _train(
         weight_decay=settings.weight_decay,
     )
     step, unreadable = 0, set[int]()
-    checkpoint = find_checkpoint(config, decided, run.path, data)
+    checkpoint = agree_on_checkpoint(world, config, decided, run.path, data)
     if checkpoint is None:
         initialize(model, config.init)
     else:

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from barlowtwins.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
+from barlowtwins.checkpoint import Checkpoint, checkpoint_path, list_checkpoints, load_checkpoint, load_newest
 from barlowtwins.config import PretrainConfig
-from barlowtwins.errors import CheckpointError, ConfigError, OutputError
+from barlowtwins.distributed import World
+from barlowtwins.errors import BarlowTwinsError, CheckpointError, ConfigError, OutputError
 from barlowtwins.model import BarlowTwins
 from barlowtwins.progress import say
 from barlowtwins.published import read_published
 from barlowtwins.recipes import FIELDS
 
-__all__ = ["find_checkpoint", "initialize", "restore"]
+__all__ = ["agree_on_checkpoint", "find_checkpoint", "initialize", "restore"]
 
 # What the rest of a run is a function of; other settings (workers, device, intervals) may change freely.
 MATHS = (
@@ -26,12 +27,50 @@ MATHS = (
 )
 # Of those, what the tensors of a checkpoint are made for: no flag carries them over.
 SHAPES = ("backbone", "stem", "channels", "projector", "optimizer")
+# What a change of the others means for the run that goes on.
+MEANS = {
+    "precision": "rounding differs from here on",
+    "micro_batch_size": "the loss is still that of the whole batch, but batch norm in the backbone sees other parts",
+    "augment_backend": "the views are drawn alike, and their pixels differ in rounding",
+    "workers": "the views do not depend on it",
+    "device": "the same, up to rounding",
+}
 # What says where and how to resume, not how to train; of `data` the fingerprint counts.
 ASKED = ("out", "resume", "allow_change", "dry_run", "data")
 
 
+def agree_on_checkpoint(
+    world: World, config: PretrainConfig, record: dict[str, Any], run: Path, data: dict[str, Any]
+) -> Checkpoint | None:
+    """`find_checkpoint` for processes that share a run: one looks, checks and speaks, all load what it found.
+
+    Args:
+        world: the processes; `run` is a folder that all of them see.
+        config, record, run, data: as for `find_checkpoint`.
+
+    Raises:
+        BarlowTwinsError: as `find_checkpoint`, on every process.
+    """
+    if world.size == 1:
+        return find_checkpoint(config, record, run, data)
+    found: Checkpoint | BarlowTwinsError | None = None
+    if world.writes:
+        try:
+            found = find_checkpoint(config, record, run, data, world_size=world.size)
+        except BarlowTwinsError as error:
+            found = error
+    seen = world.same((found.step, found.unreadable) if isinstance(found, Checkpoint) else found)
+    if isinstance(seen, BarlowTwinsError):
+        raise seen
+    if seen is None or isinstance(found, Checkpoint):
+        return found  # type: ignore[return-value]  # an error was raised
+    step, unreadable = seen
+    path = Path(config.resume) if config.resume not in ("auto", "never") else checkpoint_path(run, step)
+    return dataclasses.replace(_given(path, record, data), unreadable=unreadable)
+
+
 def find_checkpoint(
-    config: PretrainConfig, record: dict[str, Any], run: Path, data: dict[str, Any]
+    config: PretrainConfig, record: dict[str, Any], run: Path, data: dict[str, Any], *, world_size: int = 1
 ) -> Checkpoint | None:
     """The checkpoint to go on from, checked against the settings and the data; None to begin at step 0.
 
@@ -40,6 +79,7 @@ def find_checkpoint(
         record: every setting, decided.
         run: the RUN folder.
         data: number of images and fingerprint of the source.
+        world_size: processes that share the batch; another number than before is said, and changes only rounding.
 
     Raises:
         ConfigError: `--allow-change` names what is no setting.
@@ -63,7 +103,13 @@ def find_checkpoint(
 
     changed = _differences(checkpoint, record, data)
     for name, (before, now) in changed.items():
-        say(f"changed since the checkpoint: {name} was {before}, is {now}")
+        meaning = f" ({MEANS[name]})" if name in MEANS else ""
+        say(f"changed since the checkpoint: {name} was {before}, is {now}{meaning}")
+    if checkpoint.world_size != world_size:
+        say(
+            f"changed since the checkpoint: {checkpoint.world_size} process(es) shared a batch, now {world_size} do; "
+            "the batches, the loss and its gradient are the same, up to rounding"
+        )
     which = f"the checkpoint at step {checkpoint.step} of {run}" if config.resume == "auto" else config.resume
     decisive = [name for name in changed if name in (*MATHS, "data")]
     fixed = [name for name in decisive if name in SHAPES]
