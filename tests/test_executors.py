@@ -42,9 +42,9 @@ def photos(tmp_path: Path) -> Source:
 
 
 def test_auto_takes_the_faster_one(photos: Source) -> None:
-    small, large = open_source("shapes:20"), open_source(np.zeros((4, 65, 20, 3), np.uint8))
+    small, large = open_source("shapes:20"), open_source(np.zeros((4, 97, 20, 3), np.uint8))
     assert Executor(small, TRANSFORM, CPU).backend == "batched"
-    assert Executor(small, TwinTransform("small", size=65), CPU).backend == "pillow"
+    assert Executor(small, TwinTransform("small", size=97), CPU).backend == "pillow"
     assert Executor(large, TRANSFORM, CPU).backend == "pillow"
     assert Executor(photos, TRANSFORM, CPU).backend == "pillow"
     assert Executor(photos, TRANSFORM, torch.device("meta")).backend == "batched"
