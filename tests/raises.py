@@ -9,6 +9,7 @@ interpreter note nothing: a place that only they reach counts as not reached.
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import sys
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Place:
         return f"{self.file}:{self.first} {self.kind}: {self.message}"
 
 
+@functools.cache
 def places() -> list[Place]:
     """All places of the package, by file and line."""
     found = []

@@ -9,6 +9,8 @@ import ast
 import builtins
 import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -466,3 +468,27 @@ def test_answers_that_nobody_asked_for(server: Server, tmp_path: Path) -> None:
 
 def test_all_kinds_are_known() -> None:
     assert {place.kind for place in EVERY} <= set(errors.__all__)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 1), (["-n", "2"], 1), (["-k", "nothing"], 0)])
+def test_a_full_run_that_leaves_places_unreached_fails(tmp_path: Path, arguments: list[str], code: int) -> None:
+    """A run of one test, which reaches next to nothing, with the conftest of all; with and without worker processes."""
+    here = Path(__file__).parent
+    (tmp_path / "tests").mkdir()
+    for name in ("conftest.py", "raises.py", "servers.py", "browser.py"):
+        shutil.copy(here / name, tmp_path / "tests")
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
+    (tmp_path / "tests" / "test_it.py").write_text(
+        "from barlowtwins.cli import main\ndef test_nothing(): assert main([]) == 2\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != NOTES}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("barlowtwins/")]
+    if code == 0:
+        assert told == []
+        return
+    assert f"{len(told)} errors that no test reached" in done.stdout
+    assert len(told) == len(EVERY) - len(ELSEWHERE) - 1
+    assert not any("a command is missing" in line for line in told)
