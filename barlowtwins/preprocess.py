@@ -81,7 +81,9 @@ class Preprocessing:
             )
         check_normalization(self.channels, self.mean, self.std)
         if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(f"interpolation {self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+            raise ConfigError(
+                f"interpolation {self.interpolation!r} is unknown; choose one of {', '.join(INTERPOLATIONS)}"
+            )
 
     def __call__(self, image: ImageLike) -> torch.Tensor:
         """Make one image ready for the network.
@@ -95,12 +97,10 @@ class Preprocessing:
         Raises:
             DataError: the file cannot be read, or the array is not an image.
         """
-        return to_tensor(self.crop(as_image(image, self.channels)), self.mean, self.std)
-
         if self.channels not in (1, 3):
             return self._of_array(image)
-    def crop(self, image: Image.Image) -> Image.Image:
-        """The geometry alone: resize and crop to S x S, as torchvision's Resize and CenterCrop do on PIL images."""
+        return to_tensor(self.crop(as_image(image, self.channels)), self.mean, self.std)
+
     def _of_array(self, image: ImageLike) -> torch.Tensor:
         """`__call__` for channels that are neither grey nor RGB, of which Pillow knows no images."""
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (self.channels,):
@@ -126,6 +126,8 @@ class Preprocessing:
         square = planes[0, :, top : top + size, left : left + size]  # (C, S, S)
         return square.div(255).sub_(_columns(self.mean)).div_(_columns(self.std))
 
+    def crop(self, image: Image.Image) -> Image.Image:
+        """The geometry alone: resize and crop to S x S, as torchvision's Resize and CenterCrop do on PIL images."""
         size, resample = self.image_size, INTERPOLATIONS[self.interpolation]
         if self.resize is None:
             return image if image.size == (size, size) else image.resize((size, size), resample)
@@ -167,7 +169,9 @@ class Preprocessing:
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"not a preprocessing record: {dict(record)}") from error
+            raise ConfigError(
+                f"not a preprocessing record: {dict(record)}; write one with `Preprocessing.to_dict`"
+            ) from error
 
 
 def preprocess(image_size: int = 224) -> Preprocessing:
@@ -194,17 +198,17 @@ def as_image(image: ImageLike, channels: int = 3) -> Image.Image:
 
     Raises:
         DataError: the file cannot be read, or the array is not an image; the message says why.
-    """
-    opened = _open(image)
-    if 0 in opened.size:
-        raise DataError(f"the image has no pixels: it is {opened.width} x {opened.height}")
         ConfigError: neither 1 nor 3 channels.
-    if channels == 1 and opened.mode == "L" and "transparency" not in opened.info:
+    """
     if channels not in (1, 3):
         raise ConfigError(
             f"{channels} channels are no picture of Pillow's: it has grey and RGB; make the views of a batch of arrays "
             "at once, as --augment-backend batched does"
         )
+    opened = _open(image)
+    if 0 in opened.size:
+        raise DataError(f"the image has no pixels: it is {opened.width} x {opened.height}; give one that has some")
+    if channels == 1 and opened.mode == "L" and "transparency" not in opened.info:
         return opened  # to RGB and back would not change a level
     rgb = to_rgb(opened)
     return rgb if channels == 3 else rgb.convert("L")
@@ -219,7 +223,7 @@ def _open(image: ImageLike) -> Image.Image:
         raise DataError(f"a {type(image).__name__} is no image; give a PIL image, a uint8 array (H, W, 3) or a path")
     read = read_image(image)
     if isinstance(read, Unreadable):
-        raise DataError(f"cannot read {read.path}: {read.why}")
+        raise DataError(f"cannot read {read.path}: {read.why}; give an image file")
     return read
 
 
