@@ -75,7 +75,7 @@ def open_source(
         return _open_path(Path(name), name)
     items = list(data)
     if not items:
-        raise DataError("an empty sequence was given where images are needed")
+        raise DataError("an empty sequence was given where images are needed; give one or more")
     if isinstance(items[0], (str, os.PathLike)):
         return FileSource("paths", None, [PurePath(item).as_posix() for item in items])
     return ItemSource("images", items)

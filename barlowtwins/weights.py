@@ -154,7 +154,9 @@ def _preprocessing(parts: Parts, channels: int, record: WeightRecord | None) -> 
         try:
             return Preprocessing.from_dict(json.loads(parts.metadata["preprocessing"]))
         except (ValueError, TypeError) as error:
-            raise WeightsError(f"the preprocessing in its metadata is not understood: {error}") from error
+            raise WeightsError(
+                f"the preprocessing in its metadata is not understood: {error}; write the file again"
+            ) from error
     if channels == 3:
         return Preprocessing()
     mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
@@ -172,7 +174,9 @@ def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in plain memory: a large file is only mapped, and views of one storage must not stay tied."""
     for key, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
-            raise WeightsError(f"{key} is no plain tensor of real numbers ({tensor.dtype}, {tensor.layout})")
+            raise WeightsError(
+                f"{key} is no plain tensor of real numbers ({tensor.dtype}, {tensor.layout}); save it as dense numbers"
+            )
     return {
         key: tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
         for key, tensor in tensors.items()
