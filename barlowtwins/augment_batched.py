@@ -10,7 +10,7 @@ and what each operation computes is what Pillow computes.
 
 | operation | here | differs from Pillow's by |
 |---|---|---|
-| crop, resize, flip | two matrix products: bicubic (a = -0.5), antialiased, 8 bits between | 1 level, at ties; see below |
+| crop, resize, flip | two matrix products: bicubic (a = -0.5), antialiased, 8 bits between | 1 level; see below |
 | brightness, contrast, saturation, grey, solarise | the same arithmetic | nothing |
 | hue | the same arithmetic in 8-bit HSV | a step of 1/255 of the hue, at most 6 levels, in 0.1 % of the numbers |
 | blur | the same three extended box blurs as one matrix, without 8 bits between them | mean 0.3-0.4, at most 3 levels |
