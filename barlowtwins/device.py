@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import faulthandler
+import functools
 import os
 import platform
 import re
+import signal
+import time
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -75,7 +80,7 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
 
     Raises:
         UsageError: another word.
-        ConfigError: bf16 asked for on a GPU that cannot.
+        ConfigError: bf16 asked for on a GPU that cannot, or on a CPU that announces instructions it does not have.
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"precision {precision!r} is unknown; choose auto, fp32 or bf16")
@@ -87,7 +92,40 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
                 if precision == "bf16":
                     raise ConfigError(f"{device_name(device)} cannot compute in bf16; use --precision fp32")
                 return "fp32"
+    elif device.type == "cpu" and (killed_by := _bf16_kills()):
+        raise ConfigError(
+            f"bf16 ends the process with {killed_by} here: the CPU announces instructions that it refuses, as some "
+            "virtual machines do; use --precision fp32, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 and try again"
+        )
     return "bf16"
+
+
+@functools.cache
+def _bf16_kills() -> str | None:
+    """The signal that a matrix product in bf16 dies of on this CPU, tried in a process of its own; None if it lives.
+
+    Seen where the host had switched off AMX, and oneDNN used it all the same.
+    """
+    if not hasattr(os, "fork"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: the child takes no lock
+        child = os.fork()
+    if child == 0:
+        faulthandler.disable()  # a caller's would print a page about what is only a question
+        torch.set_num_threads(1)  # the parent's threads are not there
+        ones = torch.ones(64, 64, dtype=torch.bfloat16)
+        torch.nn.functional.linear(ones, ones)
+        os._exit(0)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else None
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)  # waits for a lock that a thread of the parent held: no answer
+    os.waitpid(child, 0)
+    return None
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

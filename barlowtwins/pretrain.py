@@ -20,43 +20,31 @@ from torch import Tensor
 
 from barlowtwins.augment import TwinTransform
 from barlowtwins.checkpoint import Checkpoint, Saver
+from barlowtwins.companions import open_journal, say_how
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data import Source, open_source
 from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
 from barlowtwins.distributed import World, open_world
-from barlowtwins.errors import ConfigError, StoppedEarly, TrainingError
+from barlowtwins.errors import StoppedEarly, TrainingError
 from barlowtwins.estimate import Estimate, estimate_run
 from barlowtwins.executors import Executor
 from barlowtwins.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
-from barlowtwins.journal import Journal
 from barlowtwins.lock import FolderLock
 from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.mixup import draw_mix, mixed_loss, require_one_process
 from barlowtwins.model import BarlowTwins
-from barlowtwins.monitor import OnlineKNN, held_out
 from barlowtwins.optim import build_optimizer, learning_rate_factor
+from barlowtwins.plan import Plan, plan_run
 from barlowtwins.printing import render
-from barlowtwins.progress import say
 from barlowtwins.recipes import Settings, record, resolve
 from barlowtwins.recipes.observe import observe
 from barlowtwins.resume import agree_on_checkpoint, initialize, restore
 from barlowtwins.run import RunFolder
 from barlowtwins.signals import StopSignals
-from barlowtwins.tracking import Tracker, open_tracker
+from barlowtwins.tracking import Tracker
 from barlowtwins.twins import plan_batches
-from barlowtwins.watch import Watch, unseen
 
 __all__ = ["Plan", "PretrainResult", "build_model", "plan_run", "pretrain"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long a run is."""
-
-    images: int
-    steps_per_epoch: int
-    steps: int
-    warmup_steps: int
 
 
 @dataclass(frozen=True)
@@ -131,31 +119,6 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
             ) from error
 
 
-def plan_run(settings: Settings, images: int, *, world_size: int = 1, micro: int | None = None) -> Plan:
-    """Count the steps.
-
-    Raises:
-        ConfigError: the batch is larger than the data, too small for a correlation, or not divisible by the processes.
-    """
-    n, w = settings.batch_size, world_size
-    if min(n, images) < 2:
-        what = f"batch size {n} is too small" if n < 2 else f"{images} image is too few"
-        raise ConfigError(f"{what}: a correlation over the batch needs 2 images or more")
-    if n > images:
-        raise ConfigError(f"batch size {n} is larger than the data: {images} images; try a --batch-size up to that")
-    if n % w:
-        raise ConfigError(f"batch size {n} is not divisible by {w} processes; try {max(w, n // w * w)}")
-    if micro is not None and (micro < 2 * w or micro > n or micro % w):
-        fitting = max(2 * w, micro // w * w)
-        raise ConfigError(
-            f"micro-batch size {micro} does not fit batch size {n} on {w} process(es): it must be a multiple of {w}, "
-            f"with 2 or more images a process; try {min(n, fitting)}"
-        )
-    per_epoch = images // n
-    steps = per_epoch * settings.epochs
-    return Plan(images, per_epoch, steps, min(steps, round(settings.warmup_epochs * per_epoch)))
-
-
 def build_model(settings: Settings, seed: int) -> BarlowTwins:
     """The untrained network; its weights are a function of the settings and the seed alone."""
     with torch.random.fork_rng(devices=[]):
@@ -188,7 +151,8 @@ def _train(
     preprocessing = transform.recipe.preprocessing()
     executor = Executor(source, transform, device, config.augment_backend)
     run = RunFolder(config.out)
-    decided = {**record(config, settings), "precision": precision, "augment_backend": executor.backend}
+    found_out = {"precision": precision, "workers": workers, "augment_backend": executor.backend}
+    decided = {**record(config, settings), **found_out}
     data = {"images": len(source), "fingerprint": source.fingerprint()}
 
     # The network and its optimiser, new or as the newest checkpoint left them.
@@ -212,56 +176,37 @@ def _train(
     network = world.share(model)
     last = min(plan.steps, plan.steps if config.max_steps is None else config.max_steps)
 
-    # Who watches: rank 0 keeps the journal, with a look at the network and a kNN where there are labels, and saves.
-    journal, saver = None, Saver(run.path, start=step)
+    # Rank 0 keeps the journal, with a look at the network and a kNN where there are labels, and saves.
+    saver = Saver(run.path, start=step)
+    journal = None
     if world.writes:
         run.sweep()
-        labelled = held_out(config, source)
-        opened = [] if config.track == "none" else [open_tracker(config.track, run.path, start=step)]
-        pictured = settings.channels in (1, 3)  # of others the report has no pictures to show
-        watch = (
-            config.report_every
-            and pictured
-            and Watch(
-                source, unseen(config), transform, preprocessing, run.snapshots, device=str(device), workers=workers
-            )
-        )
         facts = {"data_facts": data, "classes": list(source.classes), "plan": dataclasses.asdict(plan)}
-        facts["chosen"] = list(settings.chosen)
-        run.write_config({**decided, **facts, "world_size": world.size})
-        say("\n".join([_headline(settings, plan, model, world, precision, executor, workers, step), *settings.chosen]))
-        journal = Journal(
+        run.write_config({**decided, **facts, "chosen": list(settings.chosen), "world_size": world.size})
+        reading = f"{executor.workers(workers)} worker(s) each; {executor}"
+        machine = f"{device_name(device)}, {precision}, {world.size} process(es), {reading}"
+        say_how(settings, plan, model, machine, step)
+        journal = open_journal(
+            config,
+            settings,
+            plan,
+            source,
+            transform,
             run,
             start=step,
-            steps=plan.steps,
-            steps_per_epoch=plan.steps_per_epoch,
-            batch_size=n,
-            log_every=config.log_every,
-            knn=labelled and OnlineKNN(*labelled, preprocessing, device=str(device), workers=workers),
-            knn_every=config.knn_every,
-            probe_every=config.probe_every,
-            lambd=settings.lambd,
-            watch=watch or None,
-            report_every=config.report_every,
-            trackers=[*trackers, *opened],
+            device=device,
+            workers=workers,
+            trackers=trackers,
         )
 
     def save(*, last_chance: bool = False) -> None:
-        if journal:
-            with journal.pause():
-                require_finite_weights(model, step)
-                saver.save(
-                    Checkpoint(
-                        step,
-                        model.state_dict(),
-                        optimizer.state_dict(),
-                        config=decided,
-                        data=data,
-                        world_size=world.size,
-                        unreadable=tuple(sorted(unreadable)),
-                    ),
-                    last_chance=last_chance,
-                )
+        if journal is None:
+            return
+        with journal.pause():
+            require_finite_weights(model, step)
+            states = model.state_dict(), optimizer.state_dict()
+            bad = tuple(sorted(unreadable))
+            saver.save(Checkpoint(step, *states, decided, data, world.size, bad), last_chance=last_chance)
 
     def evaluate_or_stop() -> None:
         """At the end of a step: a stop signal also ends looks and kNN, which the next process then makes up for."""
@@ -343,25 +288,3 @@ def _train(
 
 def _parameters(model: BarlowTwins) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def _headline(
-    settings: Settings,
-    plan: Plan,
-    model: BarlowTwins,
-    world: World,
-    precision: str,
-    executor: Executor,
-    workers: int,
-    step: int,
-) -> str:
-    workers = executor.workers(workers)
-    parts = [
-        f"recipe {settings.recipe}",
-        f"{settings.backbone} ({settings.stem} stem) + {settings.projector}, {_parameters(model) / 1e6:.1f} M weights",
-        f"{plan.images:,} images of {settings.channels} x {settings.image_size} x {settings.image_size}",
-        f"{settings.epochs} epochs x {plan.steps_per_epoch} steps of {settings.batch_size}",
-        f"{device_name(world.device)}, {precision}, {world.size} process(es), {workers} worker(s) each",
-        str(executor),
-    ]
-    return f"{'resuming at step ' + str(step) if step else 'pretraining'}: " + "; ".join(parts)

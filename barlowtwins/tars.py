@@ -159,7 +159,7 @@ def _label(data: bytes, suffix: str, name: str) -> str | None:
             return data.decode("utf-8").strip()
         content = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{name} cannot be read as a label: {error}; it must be JSON") from error
+        raise DataError(f"{name} cannot be read as a label: {error}; it must be UTF-8 text, or JSON") from error
     label = next((content[key] for key in ("label", "cls") if key in content), None) if type(content) is dict else None
     return str(label) if isinstance(label, (str, int)) else None
 

@@ -13,6 +13,9 @@ from browser import Browser, open_browser
 from raises import NOTES, note_raises, unreached
 from servers import Server
 
+# Some virtual machines announce AMX and refuse it: oneDNN would end the process with SIGILL. Read at its first use.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:

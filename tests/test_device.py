@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,17 @@ def test_default_workers_leave_a_core_and_are_shared_by_the_processes_of_a_machi
     assert devices.default_workers() == min(cores - 1, 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
     assert devices.default_workers() == 0
+
+
+def test_a_cpu_that_refuses_what_it_announces_is_found_without_dying_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real process that dies of a real signal, which a matrix product raises here instead of the CPU."""
+    devices._bf16_kills.cache_clear()
+    assert devices._bf16_kills() is None
+    devices._bf16_kills.cache_clear()
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *_: os.kill(os.getpid(), signal.SIGILL))
+    try:
+        with pytest.raises(ConfigError, match=r"bf16 ends the process with SIGILL here: .*; use --precision fp32"):
+            devices.resolve_precision("bf16", torch.device("cpu"))
+        assert devices.resolve_precision("auto", torch.device("cpu")) == "fp32"
+    finally:
+        devices._bf16_kills.cache_clear()

@@ -58,16 +58,17 @@ class Signaller:
 
 def test_the_loop_is_the_textbooks(tmp_path: Path) -> None:
     """The same run, written down once more: order, views, loss, schedule and update, with torch's own optimiser."""
-    config = tiny(tmp_path, epochs=2, optimizer="sgd", lr=0.5, lr_bias=0.1, weight_decay=0.01, warmup_epochs=0.5)
+    changes = {"optimizer": "sgd", "lr": 0.002, "lr_bias": 0.0004, "weight_decay": 0.01, "warmup_epochs": 0.5}
+    config = tiny(tmp_path, epochs=2, augmentation="small", augment_backend="pillow", **changes)
     pretrain(config)
 
     settings = resolve(config, channels=3, size=(32, 32))
     source = open_source("shapes:64")
     transform = TwinTransform("small", size=16, seed=0)
-    model = build_model(settings, seed=0)
+    model = build_model(settings, seed=0).to(memory_format=torch.channels_last)  # else rounding differs, and grows
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    peaks = (0.5 * 16 / 256, 0.1 * 16 / 256)
+    peaks = (0.002 * 16 / 256, 0.0004 * 16 / 256)
     optimizer = torch.optim.SGD(
         [{"params": weights, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], lr=0.0, momentum=0.9
     )
@@ -76,7 +77,8 @@ def test_the_loop_is_the_textbooks(tmp_path: Path) -> None:
         epoch, place = divmod(step, 4)
         chosen = epoch_order(0, epoch, 64)[16 * place : 16 * (place + 1)].tolist()
         pairs = [transform(source.read(index), epoch=epoch, index=index) for index in chosen]
-        z1, z2 = (model.projector(model.backbone(torch.stack([pair[view] for pair in pairs]))) for view in (0, 1))
+        views = (torch.stack(view).to(memory_format=torch.channels_last) for view in zip(*pairs, strict=True))
+        z1, z2 = (model.projector(model.backbone(view)) for view in views)
         a, b = ((z - z.mean(0)) / torch.sqrt(z.var(0, correction=0) + 1e-5) for z in (z1, z2))
         c = a.T @ b / 16
         loss = (c.diagonal() - 1).square().sum() + 0.0051 * (c - torch.diag(c.diagonal())).square().sum()
@@ -104,7 +106,7 @@ def test_the_loss_falls_and_stays_above_its_floor(tmp_path: Path) -> None:
     """N = 64 images and D = 128 features: C has rank 63, so |C|^2 >= (sum d)^2 / 63, and with all d = t the loss is at
     least D (1 - t)^2 + lambd t^2 floor, whose minimum over t is below."""
     n, d, lambd = 64, 128, 0.0051
-    changes = {"data": "shapes:128", "batch_size": n, "epochs": 20, "lr": 0.05, "knn_every": 0}
+    changes = {"data": "shapes:128", "batch_size": n, "epochs": 20, "lr": 0.05, "knn_every": 0, "probe_every": 0}
     result = pretrain(tiny(tmp_path, **changes, projector=f"{d}-{d}", lambd=lambd))
     records = log(tmp_path)
     assert len(records) == 40
@@ -256,7 +258,7 @@ def test_the_run_folder_holds_what_it_should(tmp_path: Path) -> None:
     assert kept["classes"] == list(open_source("shapes:64").classes)
     assert kept["plan"] == {"images": 64, "steps_per_epoch": 4, "steps": 12, "warmup_steps": 1}
     assert kept["precision"] == "fp32"
-    assert {name: kept[name] for name in vars(result.settings)} == vars(result.settings)
+    assert {name: kept[name] for name in vars(result.settings)} == json.loads(json.dumps(vars(result.settings)))
     assert result.plan == Plan(64, 4, 12, 1)
     assert result.parameters == sum(value.numel() for value in build_model(SETTINGS, 0).parameters())
     checkpoint = load_checkpoint(list_checkpoints(run)[-1])

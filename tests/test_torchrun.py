@@ -21,14 +21,14 @@ from barlowtwins.pretrain import pretrain
 
 pytestmark = pytest.mark.slow
 
-# Batch norm over 8 images makes a network in which rounding grows: with plain SGD, weights that differ by 3e-7 give losses
-# that differ by 10 % eight steps later, in one process. LARS bounds a step by the size of the weights (here 2.5e-4 of it
-# at the peak), so eight steps keep six digits, and yet each loss depends on the steps before by far more than that.
+# Batch norm over 8 images makes a network in which rounding grows: with plain SGD, weights that differ by 3e-7 give
+# losses that differ by 10 % eight steps later, in one process. LARS bounds a step by the size of the weights (here
+# 2.5e-4 of it at the peak), so eight steps keep six digits, and yet each loss depends on the steps before by far more.
 STEPS = 8
 FLAGS = (
     "shapes:32 --backbone resnet10_x0_5 --stem small-stride2 --projector 32-32 --image-size 16 --augmentation small "
-    "--epochs 2 --batch-size 8 --optimizer lars --lr 8 --lr-bias 0.00008 --weight-decay 0.0001 --workers 0 --knn-every 0 "
-    "--device cpu --log-every 1 --checkpoint-every 1 --report-every 0"
+    "--epochs 2 --batch-size 8 --optimizer lars --lr 8 --lr-bias 0.00008 --weight-decay 0.0001 --workers 0 "
+    "--knn-every 0 --device cpu --log-every 1 --checkpoint-every 1 --report-every 0"
 ).split()
 
 
