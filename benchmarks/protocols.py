@@ -1,6 +1,6 @@
 """Every protocol on one RUN and its data, from random and from pretrained weights: one table.
 
-    python benchmarks/protocols.py RUN DATA [--val VAL] [--seeds 3] [--quick]
+    python benchmarks/protocols.py RUN DATA [--val VAL] [--seeds 3] [--finetune-epochs N] [--quick]
 
 kNN (k = 20), the linear probe (fast form), fine-tuning on 1 % and 10 % of the labels and on all. "Random" is the same
 architecture with untrained weights, so that fine-tuning it is plain supervised training by the same protocol. Each seed
@@ -30,7 +30,9 @@ from barlowtwins.weights import load_weights
 NEIGHBOURS = 20
 
 
-def protocols(data: str, val: str | None, epochs: int | None) -> dict[str, Callable[[str, int], float]]:
+def protocols(
+    data: str, val: str | None, epochs: int | None, finetune_epochs: int | None
+) -> dict[str, Callable[[str, int], float]]:
     """Name -> what gives the top-1 accuracy, in percent, of some weights and a seed."""
     where: dict[str, Any] = {"train": data, "val": val}
     return {
@@ -49,7 +51,9 @@ def protocols(data: str, val: str | None, epochs: int | None) -> dict[str, Calla
             for percent in ("1", "10")
         },
         "fine-tuning": lambda weights, seed: (
-            evaluate_finetune(FinetuneConfig(**where, weights=weights, epochs=epochs, seed=seed)).scores.top1
+            evaluate_finetune(
+                FinetuneConfig(**where, weights=weights, epochs=finetune_epochs or epochs, seed=seed)
+            ).scores.top1
         ),
     }
 
@@ -66,12 +70,12 @@ def write_untrained(like: str, path: Path, seed: int) -> str:
 
 
 def measure(
-    run: str, data: str, val: str | None, *, seeds: int, epochs: int | None
+    run: str, data: str, val: str | None, *, seeds: int, epochs: int | None, finetune_epochs: int | None
 ) -> dict[str, dict[str, list[float]]]:
     """For each protocol the accuracies of each seed, from random and from pretrained."""
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, top1 in protocols(data, val, epochs).items():
+        for name, top1 in protocols(data, val, epochs, finetune_epochs).items():
             found[name] = {"random": [], "pretrained": []}
             for seed in range(seeds):
                 untrained = write_untrained(run, Path(folder) / f"{seed}.safetensors", seed)
@@ -82,7 +86,7 @@ def measure(
     return found
 
 
-def markdown(found: dict[str, dict[str, list[float]]], data: str, run: str) -> str:
+def markdown(found: dict[str, dict[str, list[float]]], data: str, command: str) -> str:
     """The table, with what it was measured on."""
     here = machine()
     lines = [
@@ -92,7 +96,7 @@ def markdown(found: dict[str, dict[str, list[float]]], data: str, run: str) -> s
         "|---|---|---|",
         *(f"| {name} | {_cell(row['random'])} | {_cell(row['pretrained'])} |" for name, row in found.items()),
         "",
-        f"`python benchmarks/protocols.py {run} {data}`; {here['device']}, torch {here['torch']}, {here['date']}.",
+        f"`python benchmarks/protocols.py {command}`; {here['device']}, torch {here['torch']}, {here['date']}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -108,11 +112,14 @@ def main() -> None:
     parser.add_argument("data", help="labelled images, or a data-set name")
     parser.add_argument("--val", help="labelled images to judge by; the test split of a named data set unless told")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--finetune-epochs", type=int, help="of fine-tuning on all labels; the protocol's 20 unless told"
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing written: does it work?")
     flags = parser.parse_args()
     seeds, epochs = (1, 1) if flags.quick else (flags.seeds, None)
-    found = measure(flags.run, flags.data, flags.val, seeds=seeds, epochs=epochs)
-    table = markdown(found, flags.data, flags.run)
+    found = measure(flags.run, flags.data, flags.val, seeds=seeds, epochs=epochs, finetune_epochs=flags.finetune_epochs)
+    table = markdown(found, flags.data, " ".join(sys.argv[1:]))
     print(table)
     if flags.quick:
         return
@@ -126,6 +133,7 @@ def main() -> None:
             "backbone": weights.backbone_name,
             "data": flags.data,
             "val": flags.val,
+            "finetune_epochs": flags.finetune_epochs,
             "top1": found,
         },
     )
