@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what it starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if NOTES not in os.environ:  # else this is a worker of xdist, and the folder is there already
         os.environ[NOTES] = folder = tempfile.mkdtemp(prefix="barlowtwins-raises-")
         os.chmod(folder, 0o777)  # some tests are nobody for a while

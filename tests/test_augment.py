@@ -384,6 +384,7 @@ class Views(Dataset[dict[str, torch.Tensor]]):
         return {"pure": torch.stack(pure), "fresh": torch.stack(fresh)}
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on a single core
 def test_spawned_workers_agree_on_pure_views_and_never_repeat_fresh_ones() -> None:
     dataset = Views(TwinTransform("small"), 12)
     torch.manual_seed(6)

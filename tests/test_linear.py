@@ -64,7 +64,7 @@ def test_agrees_with_scikit_learn_on_the_same_features(weights: Path, tmp_path: 
 
 
 def test_it_learns_something(weights: Path) -> None:
-    scores = evaluate_linear(settings(weights, None)).scores
+    scores = evaluate_linear(settings(weights, None, data="shapes:2000")).scores
     assert scores.interval[0] > 12  # chance is 10
 
 
