@@ -102,14 +102,6 @@ def find_checkpoint(
         return None
 
     changed = _differences(checkpoint, record, data)
-    for name, (before, now) in changed.items():
-        meaning = f" ({MEANS[name]})" if name in MEANS else ""
-        say(f"changed since the checkpoint: {name} was {before}, is {now}{meaning}")
-    if checkpoint.world_size != world_size:
-        say(
-            f"changed since the checkpoint: {checkpoint.world_size} process(es) shared a batch, now {world_size} do; "
-            "the batches, the loss and its gradient are the same, up to rounding"
-        )
     which = f"the checkpoint at step {checkpoint.step} of {run}" if config.resume == "auto" else config.resume
     decisive = [name for name in changed if name in (*MATHS, "data")]
     fixed = [name for name in decisive if name in SHAPES]
@@ -121,6 +113,14 @@ def find_checkpoint(
             else f"set it back, choose another --out, or accept it with --allow-change {' '.join(decisive)}"
         )
         raise CheckpointError(f"{which} was made with {was}, not {now}; {way_out}")
+    for name, (before, now) in changed.items():
+        meaning = f" ({MEANS[name]})" if name in MEANS else ""
+        say(f"changed since the checkpoint: {name} was {before}, is {now}{meaning}")
+    if checkpoint.world_size != world_size:
+        say(
+            f"changed since the checkpoint: {checkpoint.world_size} process(es) shared a batch, now {world_size} do; "
+            "the batches, the loss and its gradient are the same, up to rounding"
+        )
     epoch_before = checkpoint.data["images"] // checkpoint.config["batch_size"]
     epoch_now = data["images"] // record["batch_size"]
     if epoch_before != epoch_now:

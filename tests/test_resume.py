@@ -134,9 +134,9 @@ def test_what_alters_the_maths_is_refused_unless_named(
     new = {**old, name: CHANGES[name]}
     before = saved(tmp_path, **old).config[name]
     with pytest.raises(CheckpointError, match="the checkpoint at step 6 of") as caught:
-        find(tmp_path, **new)
+        find(tmp_path, **new, workers=3)
     assert f"made with {name} {before}, not {name} {CHANGES[name]}; " in str(caught.value)
-    assert f"changed since the checkpoint: {name} was {before}, is {CHANGES[name]}" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""  # what goes on is told of its changes; here the error has all that matters
     if name in SHAPES:
         assert (
             f"cannot change within a run; set it back, or begin another --out, perhaps with --init {tmp_path}"
