@@ -233,6 +233,11 @@ def _load_with_head(
 
 
 def _build(name: str, loaded: Weights, options: dict[str, Any]) -> ResNet:
+    if loaded.backbone_name != name:
+        raise WeightsError(
+            f"{loaded.path} is a {loaded.backbone_name}, which does not fit this {name}: use the entry embedder, or "
+            "barlowtwins.load_backbone(PATH), which build the network that the weights are of"
+        )
     net = build_resnet(name, **{"stem": loaded.stem, "channels": loaded.channels, **options})
     expected = net.state_dict()
     state = {  # norms with frozen statistics count no batches

@@ -32,6 +32,9 @@ from weight_files import (
 
 from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.hub import barlow_twins, embedder, preprocess, resnet18, resnet50
+from barlowtwins.model import BarlowTwins
+from barlowtwins.preprocess import Preprocessing
+from barlowtwins.run import RunFolder
 
 ROOT = Path(__file__).parent.parent
 REPO = "OWNER/barlowtwins:v0.1.0"
@@ -285,6 +288,16 @@ def test_torchvisions_options_are_passed_on(resnet18_file: Path) -> None:
     torch.testing.assert_close(frozen(images), resnet18(weights=resnet18_file)(images))
     with pytest.raises(WeightsError, match=r"does not fit this resnet18: .*unexpected \(bn1\.running_mean"):
         resnet18(weights=resnet18_file, norm_layer=partial(nn.GroupNorm, 8))
+
+
+def test_weights_of_another_architecture_are_told_by_name_with_the_entry_for_them(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_weights(BarlowTwins(TINY, "8-8"), name=TINY, stem="imagenet", preprocessing=Preprocessing(8, None))
+    with pytest.raises(WeightsError) as caught:
+        resnet50(weights=tmp_path)
+    said = str(caught.value)
+    assert f"is a {TINY}, which does not fit this resnet50: use the entry embedder, or barlowtwins.load_backbone" in said
+    assert "missing" not in said
 
 
 @pytest.mark.parametrize("option", ["foo", "groups", "weight", "progess", "pretained"])
