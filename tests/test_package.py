@@ -18,7 +18,7 @@ import barlowtwins
 ROOT = Path(__file__).parent.parent
 SHIPPED = (
     *("barlowtwins", "weights", "tests", "benchmarks", "hubconf.py", "setup.py", "pyproject.toml", "MANIFEST.in"),
-    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "docs", ".ci"),
 )
 
 
@@ -114,6 +114,7 @@ def test_the_source_archive_is_whole(built: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {"hubconf.py", "weights/registry.json", "barlowtwins/py.typed", "LICENSE", "Makefile", "tests/conftest.py"}
+    wanted |= {"docs/notebook.md", "docs/slurm/embed.sbatch", ".ci/run"}  # which tests read
     assert wanted <= names
     assert not [name for name in names if "__pycache__" in name]
 
