@@ -3,8 +3,9 @@ looks at the network meanwhile."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -12,8 +13,9 @@ from barlowtwins.augment import TwinTransform
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data import Source
 from barlowtwins.journal import Journal
+from barlowtwins.loss import off_diagonal_floor
 from barlowtwins.model import BarlowTwins
-from barlowtwins.monitor import OnlineKNN, held_out
+from barlowtwins.monitor import NEIGHBOURS, OnlineKNN, held_out
 from barlowtwins.progress import say
 from barlowtwins.recipes import Settings
 from barlowtwins.run import RunFolder
@@ -22,8 +24,27 @@ from barlowtwins.watch import Watch, unseen
 
 if TYPE_CHECKING:
     from barlowtwins.plan import Plan
+    from barlowtwins.pretrain import PretrainResult
 
-__all__ = ["open_journal", "say_how"]
+__all__ = ["Watched", "last_words", "open_journal", "open_watched", "say_how"]
+
+
+class Watched(NamedTuple):
+    """Images that a run is looked at with, besides those that it trains on."""
+
+    labelled: tuple[Source, Source] | None
+    """Bank and queries of the kNN, where there are labels."""
+    unseen: Source | None
+    """What the report shows."""
+
+
+def open_watched(config: PretrainConfig, source: Source) -> Watched:
+    """Open what `config.val` names, or what stands for it, before a run writes anything.
+
+    Raises:
+        DataError: there is no such data, or it has no labels, or other classes than the training data.
+    """
+    return Watched(held_out(config, source), unseen(config) if config.report_every else None)
 
 
 def say_how(settings: Settings, plan: Plan, model: BarlowTwins, machine: str, step: int) -> None:
@@ -46,11 +67,44 @@ def say_how(settings: Settings, plan: Plan, model: BarlowTwins, machine: str, st
     say("\n".join([f"{begin}: " + "; ".join(parts), *settings.chosen]))
 
 
+def last_words(result: PretrainResult) -> str:
+    """What a person is told at the end of a run: how good it is, and what to do next."""
+    settings, steps, out = result.settings, result.plan.steps, shlex.quote(result.out)
+    if result.step < steps:
+        head = f"stopped at step {result.step:,} of {steps:,}, as --max-steps says; without it the run goes on"
+    elif result.begun_at == steps:
+        head = f"already finished at step {steps:,}: nothing was left to do in {result.out}"
+    else:
+        head = f"finished: {steps:,} steps, {settings.epochs} epochs of {result.plan.images:,} images, in {result.out}"
+    found = []
+    if result.loss is not None:
+        floor = settings.lambd * off_diagonal_floor(settings.batch_size, int(settings.projector.split("-")[-1]))
+        found.append(f"loss {result.loss:,.4g}" + (f" (its floor is {floor:,.4g})" if floor else ""))
+    if result.knn is not None:
+        found.append(f"kNN {result.knn:.1f} % (k = {NEIGHBOURS})")
+    if result.images_per_second is not None:
+        found.append(f"{result.images_per_second:,.1f} images/s")
+    if result.unreadable:
+        found.append(f"{result.unreadable:,} images could not be read")
+    lines = [head, *([", ".join(found)] if found else [])]
+    if (page := RunFolder(result.out).report).exists():
+        lines.append(f"The run as a page: {page}")
+    return "\n".join(
+        [
+            *lines,
+            "Next:",
+            f"  barlowtwins embed YOUR_IMAGES --weights {out} --out embeddings",
+            f"  barlowtwins evaluate knn LABELLED_IMAGES --val OTHERS --weights {out}",
+        ]
+    )
+
+
 def open_journal(
     config: PretrainConfig,
     settings: Settings,
     plan: Plan,
     source: Source,
+    watched: Watched,
     transform: TwinTransform,
     run: RunFolder,
     *,
@@ -63,7 +117,8 @@ def open_journal(
 
     Args:
         config, settings, plan: of the run.
-        source: the training images; `config.val` may name others to be looked at.
+        source: the training images.
+        watched: those to look at.
         transform: makes the views that the report shows.
         run: where the journal lies.
         start: step from which this process goes on.
@@ -71,16 +126,14 @@ def open_journal(
         trackers: get each line, as does the one that `config.track` names.
 
     Raises:
-        DataError: `config.val` has no labels, or other classes than the training data.
         MissingExtraError: `config.track` names what is not installed.
     """
     preprocessing = transform.recipe.preprocessing()
-    labelled = held_out(config, source)
-    knn = labelled and OnlineKNN(*labelled, preprocessing, device=str(device), workers=workers)
+    knn = watched.labelled and OnlineKNN(*watched.labelled, preprocessing, device=str(device), workers=workers)
     watch = None
     if config.report_every and settings.channels in (1, 3):  # of other channels the report has no pictures to show
         watch = Watch(
-            source, unseen(config), transform, preprocessing, run.snapshots, device=str(device), workers=workers
+            source, watched.unseen, transform, preprocessing, run.snapshots, device=str(device), workers=workers
         )
     opened = [] if config.track == "none" else [open_tracker(config.track, run.path, start=start)]
     return Journal(

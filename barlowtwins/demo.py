@@ -38,6 +38,8 @@ class DemoResult:
     hub_features: tuple[int, int]
     """Shape of what the network, loaded back through `torch.hub.load`, gave for the test images."""
     seconds: float
+    trained_before: bool
+    """Whether the run, or a part of it, was there already: the seconds are without it."""
     report: str | None
     """The page of the run; None without the extra `report`."""
 
@@ -49,11 +51,14 @@ class DemoResult:
             ("trained, no labels", self.trained),
         ]
         lines = [f"  {name:<19} {value:5.1f} %  {'█' * round(value / 100 * BAR)}" for name, value in rows]
+        took = f"{self.seconds:.0f} seconds"
+        if self.trained_before:
+            took += ", without what was trained before"
         page = [f"The run as a page: {self.report}"] if self.report else []
         return "\n".join(
             [
                 *page,
-                f"kNN on held-out shapes, k = {NEIGHBOURS}, after {self.seconds:.0f} seconds:",
+                f"kNN on held-out shapes, k = {NEIGHBOURS}, after {took}:",
                 *lines,
                 f"The network is in {self.out}; torch.hub.load gave {self.hub_features[0]:,} x {self.hub_features[1]} "
                 "features with it. Next:",
@@ -76,10 +81,11 @@ def demo(config: DemoConfig) -> DemoResult:
     """
     begin = time.perf_counter()
     data = f"shapes:{FAST_TRAIN}" if config.fast else "shapes"
+    out = config.out or ("runs/demo-fast" if config.fast else "runs/demo")
     run = pretrain(
         PretrainConfig(
             data,
-            config.out,
+            out,
             recipe="shapes",
             epochs=FAST_EPOCHS if config.fast else None,
             seed=config.seed,
@@ -89,10 +95,10 @@ def demo(config: DemoConfig) -> DemoResult:
     say("kNN of pixels, of the untrained and of the trained network ...")
     pixels, untrained, trained = (
         evaluate_knn(KNNConfig(data, weights=weights, k=(NEIGHBOURS,), seed=config.seed)).accuracy[NEIGHBOURS]
-        for weights in ("pixels", f"random:{config.out}", config.out)
+        for weights in ("pixels", f"random:{out}", out)
     )
     test = open_source(data, split="test")
-    embedder = _through_the_hub(config.out)
+    embedder = _through_the_hub(out)
     features = embedder.encode(test, batch_size=256)
     page = RunFolder(run.out).report
     return DemoResult(
@@ -103,6 +109,7 @@ def demo(config: DemoConfig) -> DemoResult:
         chance=100 / len(test.classes),
         hub_features=(features.shape[0], features.shape[1]),
         seconds=time.perf_counter() - begin,
+        trained_before=run.begun_at > 0,
         report=str(page.absolute()) if page.exists() else None,
     )
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from barlowtwins.augment import TwinTransform
 from barlowtwins.checkpoint import Checkpoint, Saver
-from barlowtwins.companions import open_journal, say_how
+from barlowtwins.companions import Watched, last_words, open_journal, open_watched, say_how
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data import Source, open_source
 from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
@@ -63,16 +63,17 @@ class PretrainResult:
     """Percent; the last online kNN."""
     images_per_second: float | None = None
     """Over this process's own steps."""
+    begun_at: int = 0
+    """The step from which this process went on."""
     unreadable: int = 0
     """Images that could not be read and were replaced."""
     estimate: Estimate | None = None
     """Of a dry run: the memory and time that the run would take."""
 
     def summary(self) -> str:
-        fields = {name: value for name, value in vars(self).items() if name not in ("settings", "estimate")}
-        settings = {name: value for name, value in vars(self.settings).items() if name != "chosen"}
         if self.estimate is None:
-            return render({**fields, "settings": settings})
+            return last_words(self)
+        settings = {name: value for name, value in vars(self.settings).items() if name != "chosen"}
         shown = {**settings, "plan": self.plan, "parameters": self.parameters}
         return "\n".join([render(shown), *self.settings.chosen, self.estimate.summary()])
 
@@ -99,16 +100,17 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
     """
     with open_world(config.device) as world:
         source = open_source(config.data, split="train", data_root=config.data_root)
-        settings = resolve(config, **observe(source)._asdict())
+        settings = resolve(config, **observe(source)._asdict(), images=len(source))
         require_one_process(config.mixup, world.size)
         plan = plan_run(settings, len(source), world_size=world.size, micro=config.micro_batch_size)
+        watched = open_watched(config, source) if world.writes else None
         try:
             model = build_model(settings, config.seed)
             if config.dry_run:
                 found = estimate_run(config, settings, model, source, world, steps=plan.steps)
                 return PretrainResult(config.out, 0, plan, settings, _parameters(model), estimate=found)
             with FolderLock(config.out) if world.writes else contextlib.nullcontext():
-                return _train(config, settings, plan, model, source, world, trackers)
+                return _train(config, settings, plan, model, source, watched, world, trackers)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -139,6 +141,7 @@ def _train(
     plan: Plan,
     model: BarlowTwins,
     source: Source,
+    watched: Watched | None,
     world: World,
     trackers: Sequence[Tracker],
 ) -> PretrainResult:
@@ -177,9 +180,10 @@ def _train(
     last = min(plan.steps, plan.steps if config.max_steps is None else config.max_steps)
 
     # Rank 0 keeps the journal, with a look at the network and a kNN where there are labels, and saves.
+    begun_at = step
     saver = Saver(run.path, start=step)
     journal = None
-    if world.writes:
+    if watched is not None:
         run.sweep()
         facts = {"data_facts": data, "classes": list(source.classes), "plan": dataclasses.asdict(plan)}
         run.write_config({**decided, **facts, "chosen": list(settings.chosen), "world_size": world.size})
@@ -191,6 +195,7 @@ def _train(
             settings,
             plan,
             source,
+            watched,
             transform,
             run,
             start=step,
@@ -279,6 +284,7 @@ def _train(
         plan,
         settings,
         _parameters(model),
+        begun_at=begun_at,
         loss=journal.loss,
         knn=journal.accuracy,
         images_per_second=journal.rate,

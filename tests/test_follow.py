@@ -217,3 +217,20 @@ def test_what_was_chosen_is_printed_recorded_and_part_of_the_result(
         assert line in printed
         assert line in kept
     assert len(result.settings.chosen) == 4  # size, views, rate at this batch size, lambda at this width
+
+
+# Few images -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "batch"),
+    [(10_000, 256), (256, 256), (255, 248), (20, 16), (8, 8), (7, 6), (3, 2), (2, 2), (1, 256), (None, 256)],
+)
+def test_the_recipes_batch_follows_few_images_and_a_flag_does_not(images: int | None, batch: int) -> None:
+    config = PretrainConfig("photos", "run", "imagenet-bs256")
+    settings = resolve(config, channels=3, size=None, images=images)
+    assert settings.batch_size == batch
+    assert said(settings, f"batch size {batch} instead of 256: only {images} images") is (batch != 256)
+    assert (settings.lr == resolved("imagenet-bs256").lr) is (batch == 256)  # the rate follows the batch
+    flag = PretrainConfig("photos", "run", "imagenet-bs256", batch_size=256)
+    assert resolve(flag, channels=3, size=None, images=images).batch_size == 256

@@ -22,6 +22,7 @@ from barlowtwins.augment import TwinTransform
 from barlowtwins.checkpoint import list_checkpoints, load_checkpoint, load_newest
 from barlowtwins.data import open_source
 from barlowtwins.errors import CheckpointError, ConfigError, DataError, OutputError, StoppedEarly, WeightsError
+from barlowtwins.loss import off_diagonal_floor
 from barlowtwins.optim import learning_rate_factor
 from barlowtwins.pretrain import Plan, build_model, plan_run, pretrain
 from barlowtwins.recipes import resolve
@@ -202,6 +203,20 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     assert outcome(tmp_path) == before
     assert (again.step, again.loss, again.knn) == (12, first.loss, first.knn)
     assert again.images_per_second is None
+    assert (first.begun_at, again.begun_at) == (0, 12)
+    for result, head in ((first, "finished: 12 steps, 3 epochs of 64 images"), (again, "already finished at step 12")):
+        said = result.summary()
+        floor = 0.0051 * off_diagonal_floor(16, 32)
+        assert said.startswith(head)
+        assert f"loss {first.loss:.4g} (its floor is {floor:.4g}), kNN {first.knn:.1f} % (k = 20)" in said
+        assert ("images/s" in said) is (result is first)
+        assert f"  barlowtwins embed YOUR_IMAGES --weights {tmp_path} --out embeddings\n" in said
+        assert f"  barlowtwins evaluate knn LABELLED_IMAGES --val OTHERS --weights {tmp_path}" in said
+
+
+def test_a_run_that_is_told_to_stop_early_says_that_it_is_not_finished(tmp_path: Path) -> None:
+    result = pretrain(tiny(tmp_path, max_steps=2, val="none"))
+    assert result.summary().startswith("stopped at step 2 of 12, as --max-steps says; without it the run goes on")
 
 
 def test_going_on_from_an_older_file_gives_the_newer_ones_up(tmp_path: Path) -> None:
@@ -356,6 +371,26 @@ def test_sizes_are_checked_before_anything_is_written(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             pretrain(tiny(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_held_out_images_are_opened_before_anything_is_written(tmp_path: Path, dry_run: bool) -> None:
+    for changes in ({"report_every": 1, "knn_every": 0, "probe_every": 0}, {"report_every": 0}):
+        with pytest.raises(DataError, match="no folder, file or data set 'nosuch'"):
+            pretrain(tiny(tmp_path / "run", val="nosuch", dry_run=dry_run, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_images_make_the_recipes_batch_smaller_and_a_flags_batch_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_of_images(tmp_path / "data", 20)
+    config = tiny(tmp_path / "run", data=data, recipe="small-data", batch_size=None, epochs=1)
+    result = pretrain(config)
+    assert (result.settings.batch_size, result.step) == (16, 1)
+    assert "batch size 16 instead of 256: only 20 images; --batch-size overrides" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="batch size 256 is larger than the data: 20 images"):
+        pretrain(dataclasses.replace(config, batch_size=256, out=str(tmp_path / "other")))
 
 
 def test_data_of_one_batch_are_enough(tmp_path: Path) -> None:

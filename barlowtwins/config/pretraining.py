@@ -45,7 +45,7 @@ class PretrainConfig:
     epochs: int | None = None
     """Passes over the data."""
     batch_size: int | None = None
-    """Images in the global batch (each gives two views)."""
+    """Images in the global batch (each gives two views); the recipe's, or fewer where there are fewer images."""
     micro_batch_size: int | None = None
     """Images whose activations are held at once; the loss is still that of the whole batch."""
     lambd: float | None = None
@@ -133,8 +133,8 @@ class PretrainConfig:
 class DemoConfig:
     """Two minutes on a laptop: draw shapes, pretrain, and compare kNN of pixels, untrained and trained features."""
 
-    out: str = "runs/demo"
-    """The RUN folder."""
+    out: str | None = None
+    """The RUN folder; runs/demo unless told, or runs/demo-fast with --fast."""
     fast: bool = False
     """A shorter run that only shows that everything works."""
     seed: int = 0

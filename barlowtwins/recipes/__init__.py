@@ -109,13 +109,16 @@ def recipe_for(data: str, size: tuple[int, int] | None) -> str:
     return "small-data" if size is not None and max(size) <= SMALL else "imagenet-bs256"
 
 
-def resolve(config: PretrainConfig, *, channels: int, size: tuple[int, int] | None) -> Settings:
+def resolve(
+    config: PretrainConfig, *, channels: int, size: tuple[int, int] | None, images: int | None = None
+) -> Settings:
     """Decide every setting: as the flags say, else as the recipe says, else as it follows from others and the images.
 
     Args:
         config: as the user gave it.
         channels: of the images.
         size: (height, width) where all images have the same, else None.
+        images: how many there are; None: as many as any batch needs.
 
     Raises:
         ConfigError: an unknown recipe, a setting that nothing decides, or a value that is wrong (as `PretrainConfig`
@@ -129,7 +132,7 @@ def resolve(config: PretrainConfig, *, channels: int, size: tuple[int, int] | No
     values: dict[str, Any] = {"channels": channels, **recipe, **flags}
     if str(values.get("backbone")).startswith("timm:") and config.stem is None:
         values["stem"] = "imagenet"  # a recipe's stem is for ResNets; those models have their own
-    chosen = follow(values, recipe, flags, size)
+    chosen = follow(values, recipe, flags, size, images)
     if missing := [setting for setting in FIELDS if setting not in values]:
         raise ConfigError(f"recipe {name} leaves open {', '.join(missing)}; add it there or give the flag")
     try:

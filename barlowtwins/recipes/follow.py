@@ -7,7 +7,8 @@
     optimizer                  learning rates and weight decay
     epochs                     warm-up: a tenth, at most ten epochs
 
-and what a recipe leaves open follows the images: their size, and the views that suit it. Nothing here depends on the
+and what a recipe leaves open follows the images: their size, and the views that suit it. Where there are fewer images
+than the recipe's batch has, the batch follows them. Nothing here depends on the
 number of processes: gradients are those of the global loss, so the published 1/W is not in any rate.
 """
 
@@ -65,7 +66,11 @@ def size_for(size: tuple[int, int] | None) -> int:
 
 
 def follow(
-    values: dict[str, Any], recipe: Mapping[str, Any], flags: Collection[str], size: tuple[int, int] | None
+    values: dict[str, Any],
+    recipe: Mapping[str, Any],
+    flags: Collection[str],
+    size: tuple[int, int] | None,
+    images: int | None = None,
 ) -> list[str]:
     """Fill and adjust `values` in place by the rules at the top of this module.
 
@@ -74,11 +79,15 @@ def follow(
         recipe: the recipe's alone.
         flags: names of the settings that flags gave.
         size: (height, width) of the images, where all have the same.
+        images: how many there are, if it is known.
 
     Returns:
         What was decided and why, in words, a line a choice.
     """
-    said = [*_follow_images(values, size), *_follow_optimizer(values, recipe, flags)]
+    said = _follow_images(values, size)
+    if "batch_size" not in flags and images is not None:
+        said += _follow_few_images(values, images)
+    said += _follow_optimizer(values, recipe, flags)
     if "lr" not in flags:
         said += _follow_batch_size(values, recipe)
     if "lr_bias" not in flags:
@@ -106,6 +115,15 @@ def _follow_images(values: dict[str, Any], size: tuple[int, int] | None) -> list
             "--augmentation overrides"
         )
     return said
+
+
+def _follow_few_images(values: dict[str, Any], images: int) -> list[str]:
+    """A batch of nearly all images where there are fewer than the recipe asks for: a multiple of 8, or of 2 below 8."""
+    before = values.get("batch_size")
+    if before is None or not 2 <= images < before:
+        return []
+    values["batch_size"] = images // 8 * 8 or images // 2 * 2
+    return [f"batch size {values['batch_size']} instead of {before}: only {images} images; --batch-size overrides"]
 
 
 def _follow_optimizer(values: dict[str, Any], recipe: Mapping[str, Any], flags: Collection[str]) -> list[str]:
