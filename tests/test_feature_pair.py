@@ -15,7 +15,7 @@ from barlowtwins.config import EmbedConfig, KNNConfig
 from barlowtwins.data import open_source
 from barlowtwins.embed import embed
 from barlowtwins.embedder import load_embedder
-from barlowtwins.errors import ConfigError, DataError
+from barlowtwins.errors import ConfigError, DataError, OutputError
 from barlowtwins.evaluate import evaluate_knn, knn_accuracy
 
 
@@ -118,3 +118,25 @@ def test_pixels_are_standardised_and_compared_as_they_are(config: KNNConfig) -> 
     bank, queries = (((part - mean) / std).reshape(60, -1) for part in pixels)
     expected = knn_accuracy(bank, train.labels, queries, val.labels, k=(1, 5))
     assert result.accuracy == {k: expected[k].top1 for k in (1, 5)}
+
+
+def test_another_evaluation_is_not_overwritten_unless_told(config: KNNConfig, tmp_path: Path) -> None:
+    settings = replace(config, out=str(tmp_path))
+    evaluate_knn(settings)
+    first = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(OutputError, match=r"holds another evaluation \(temperature was 0\.07, is 0\.5\)"):
+        evaluate_knn(replace(settings, temperature=0.5))
+    assert (tmp_path / "results.json").read_bytes() == first
+    evaluate_knn(replace(settings, temperature=0.5, overwrite=True))
+    assert json.loads((tmp_path / "results.json").read_text())["temperature"] == 0.5
+
+
+def test_the_usual_k_are_cut_to_a_small_bank(config: KNNConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(evaluate_knn(replace(config, k=())).accuracy) == [20, 30]
+    assert "k is 20 and 30 instead of 20 and 200: the bank has 30 images" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(config: KNNConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="evaluate knn runs in one process"):
+        evaluate_knn(config)

@@ -23,8 +23,8 @@ class KNNConfig:
     """Labelled images to classify; the test split of a named data set unless told."""
     weights: str = "resnet50"
     """A registry name, a local weight file, an https URL, a RUN folder; "pixels" or "random" for the baselines."""
-    k: tuple[int, ...] = (20, 200)
-    """Numbers of neighbours."""
+    k: tuple[int, ...] = ()
+    """Numbers of neighbours; unless told 20 and 200, or all there are in a smaller bank."""
     temperature: float = 0.07
     """Votes are weighted by exp(cosine / temperature)."""
     shots: tuple[int, ...] = ()
@@ -33,6 +33,8 @@ class KNNConfig:
     """Draws of each such bank, whose mean and standard deviation are reported."""
     out: str | None = None
     """A folder for results.json."""
+    overwrite: bool = False
+    """Start anew in a folder that holds another evaluation."""
     data_root: str | None = None
     """Where named data sets lie or are downloaded to."""
     batch_size: int = 64
@@ -47,7 +49,7 @@ class KNNConfig:
     """Seed of the "random" baseline's weights, and of few-shot draws."""
 
     def __post_init__(self) -> None:
-        require(len(self.k) > 0 and min(self.k) >= 1, f"--k is {self.k}; each must be 1 or more")
+        require(all(k >= 1 for k in self.k), f"--k is {self.k}; each must be 1 or more")
         require(self.temperature > 0, f"--temperature is {self.temperature}; it must be > 0")
         require(all(n >= 1 for n in self.shots), f"--shots is {self.shots}; each must be 1 or more")
         require(self.tries >= 1, f"--tries is {self.tries}; it must be 1 or more")

@@ -21,7 +21,7 @@ from barlowtwins.evaluate.baselines import open_embedder
 from barlowtwins.evaluate.labelled import labels_of, labels_within
 from barlowtwins.sources import Source
 
-__all__ = ["LabelledFeatures", "open_embedded_pair", "open_feature_pair"]
+__all__ = ["LabelledFeatures", "PlannedPair", "open_embedded_pair", "plan_feature_pair"]
 
 
 class LabelledFeatures(NamedTuple):
@@ -41,15 +41,52 @@ class LabelledFeatures(NamedTuple):
     """The digest of the weights and the preprocessing: features of different ones cannot be compared."""
 
 
-def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeatures]:
-    """Open `config.train` and `config.val`, and embed what is not embedded yet.
+class PlannedPair(NamedTuple):
+    """What there is to learn from and to judge by, opened and checked but not embedded yet."""
 
-    Returns:
-        To learn from and to judge by, both labelled by the classes of the first.
+    config: KNNConfig
+    parts: dict[str, str]
+    """Of "train" and "test", what the configuration says: images or an EMB folder."""
+    sources: dict[str, Source]
+    """Of the parts that are images."""
+    embedder: Embedder | None
+    """For the images, if there are any."""
+
+    def fingerprints(self) -> dict[str, list[str]]:
+        """For each part the digests of the images and of the network that makes features of them."""
+        return {split: list(self._fingerprint(split, data)) for split, data in self.parts.items()}
+
+    def _fingerprint(self, split: str, data: str) -> tuple[str, str]:
+        if self.embedder and split in self.sources:
+            return self.sources[split].fingerprint(), self.embedder.sha256
+        meta = open_embeddings(data).meta
+        return meta["data_fingerprint"], meta["weights_sha256"]
+
+    def features(self) -> tuple[LabelledFeatures, LabelledFeatures]:
+        """Embed what is not embedded yet.
+
+        Returns:
+            To learn from and to judge by, both labelled by the classes of the first.
+
+        Raises:
+            ConfigError: features of two different networks.
+            DataError: rows without labels, a single class, or classes to judge by that are not among those to learn.
+        """
+        learned, judged = (
+            _embed(self.sources[split], self.embedder, self.config)
+            if self.embedder and split in self.sources
+            else _read(data)
+            for split, data in self.parts.items()
+        )
+        return _matched(learned, judged)
+
+
+def plan_feature_pair(config: KNNConfig) -> PlannedPair:
+    """Open `config.train` and `config.val`, and find what is wrong with them before anything is embedded.
 
     Raises:
-        ConfigError: no `val`, more neighbours than images, or features of two different networks.
-        DataError: no labels, a single class, or classes in `val` that are not in `train`.
+        ConfigError: no `val`, or more neighbours than images.
+        DataError: no labels, or classes in `val` that are not in `train`.
         WeightsError: the weights cannot be had.
     """
     if config.val is None and not has_split(config.train, "test"):
@@ -60,13 +97,9 @@ def open_feature_pair(config: KNNConfig) -> tuple[LabelledFeatures, LabelledFeat
         for split, data in parts.items()
         if not is_embeddings(data)
     }
-    _check(sources, max(config.k))
+    _check(sources, max(config.k, default=1))
     embedder = _open_embedder(config, list(sources.values())) if sources else None
-    learned, judged = (
-        _embed(sources[split], embedder, config) if embedder and split in sources else _read(data)
-        for split, data in parts.items()
-    )
-    return _matched(learned, judged)
+    return PlannedPair(config, parts, sources, embedder)
 
 
 def open_embedded_pair(train: str, val: str | None) -> tuple[LabelledFeatures, LabelledFeatures]:

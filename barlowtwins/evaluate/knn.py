@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,15 +21,18 @@ import torch
 
 from barlowtwins.config import KNNConfig
 from barlowtwins.device import resolve_device
+from barlowtwins.distributed import World
 from barlowtwins.errors import ConfigError, DataError
-from barlowtwins.evaluate.feature_pair import open_feature_pair
+from barlowtwins.evaluate.feature_pair import LabelledFeatures, plan_feature_pair
 from barlowtwins.evaluate.fewshot import FewShot, few_shot_accuracy
-from barlowtwins.evaluate.job import write_results
+from barlowtwins.evaluate.job import open_job, write_results
 from barlowtwins.nearest import CHUNK, Features, chunks, nearest, place_of
 from barlowtwins.printing import table
-from barlowtwins.progress import Progress
+from barlowtwins.progress import Progress, say
 
 __all__ = ["Accuracy", "KNNResult", "evaluate_knn", "knn_accuracy", "knn_predict", "votes"]
+
+DEFAULT_K = (20, 200)
 
 Labels: TypeAlias = "torch.Tensor | np.ndarray[Any, np.dtype[Any]] | Sequence[int]"
 
@@ -240,14 +243,34 @@ def evaluate_knn(config: KNNConfig) -> KNNResult:
     after a stop, embed both first and give the two EMB folders.
 
     Raises:
-        ConfigError: no `val`, more neighbours than images, or features of two different networks.
+        ConfigError: no `val`, more neighbours than images, features of two different networks, or several processes.
         DataError: no labels, a single class, or classes in `val` that are not in `train`.
         WeightsError: the weights cannot be had.
-        OutputError: `out` cannot be written.
+        OutputError: `out` belongs to another evaluation, or cannot be written.
     """
     started = time.monotonic()
     device = resolve_device(config.device)  # first of all: whatever else is wrong, nothing can be done without it
-    bank, queries = open_feature_pair(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "evaluate knn runs in one process; start it without torchrun, or let processes embed both with "
+            "`barlowtwins embed` and give the two EMB folders"
+        )
+    pair = plan_feature_pair(config)
+    # Weights by name, too: of two EMB folders they decide nothing, and are on record as everywhere.
+    decisive = ("weights", "k", "temperature", "shots", "tries", "precision", "seed")
+    job = {"evaluation": "knn", **{name: getattr(config, name) for name in decisive}, **pair.fingerprints()}
+    with open_job(config.out, job, overwrite=config.overwrite, world=World(0, 1, device)) as folder:
+        result = _classify(*pair.features(), config, device, started)
+        if folder:
+            write_results(folder, job, result)
+    return result
+
+
+def _classify(
+    bank: LabelledFeatures, queries: LabelledFeatures, config: KNNConfig, device: torch.device, started: float
+) -> KNNResult:
+    """Judge the queries by the bank, and by smaller banks if any are asked for."""
+    ks = config.k or _fitting(DEFAULT_K, len(bank.labels) - bank.unreadable)
 
     def accuracies(k: tuple[int, ...], bar: Progress, rows: npt.NDArray[np.int64] | None = None) -> dict[int, Accuracy]:
         """By a bank of all images, or of some."""
@@ -264,17 +287,17 @@ def evaluate_knn(config: KNNConfig) -> KNNResult:
         )
 
     def few(drawn: npt.NDArray[np.int64]) -> float:
-        k = min(config.k[0], len(drawn))
+        k = min(ks[0], len(drawn))
         return accuracies((k,), bar, readable[drawn])[k].top1
 
     with Progress(len(queries.labels) * (1 + config.tries * len(config.shots)), desc="kNN") as bar:
-        found = accuracies(config.k, bar)
+        found = accuracies(ks, bar)
         readable = _readable_rows(bank.features) if config.shots else np.empty(0, np.int64)
         few_shot = tuple(
             few_shot_accuracy(few, bank.labels[readable], shots=shots, tries=config.tries, seed=config.seed)
             for shots in config.shots
         )
-    result = KNNResult(
+    return KNNResult(
         accuracy={k: accuracy.top1 for k, accuracy in found.items()},
         top5={k: accuracy.top5 for k, accuracy in found.items()},
         n_train=len(bank.labels) - bank.unreadable,
@@ -286,9 +309,15 @@ def evaluate_knn(config: KNNConfig) -> KNNResult:
         seconds=time.monotonic() - started,
         few_shot=few_shot,
     )
-    if config.out is not None:
-        write_results(Path(config.out), asdict(config), result)
-    return result
+
+
+def _fitting(ks: Sequence[int], images: int) -> tuple[int, ...]:
+    """Numbers of neighbours, each as far as there are images."""
+    fitting = tuple(dict.fromkeys(max(1, min(k, images)) for k in ks))
+    if fitting != tuple(ks):
+        names = [" and ".join(map(str, numbers)) for numbers in (fitting, ks)]
+        say(f"k is {names[0]} instead of {names[1]}: the bank has {images} images")
+    return fitting
 
 
 def _readable_rows(features: Features) -> npt.NDArray[np.int64]:
