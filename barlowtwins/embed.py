@@ -18,7 +18,7 @@ from typing import Any
 
 from barlowtwins.config import EmbedConfig
 from barlowtwins.config.rules import part_of
-from barlowtwins.data import open_source
+from barlowtwins.data import has_split, open_source
 from barlowtwins.device import default_workers
 from barlowtwins.distributed import open_world
 from barlowtwins.embed_job import EmbedJob
@@ -120,6 +120,8 @@ def _begin(config: EmbedConfig, shard_rows: int, held: contextlib.ExitStack) -> 
         if world.size > 1 and (config.part is not None or config.launch == "ray"):
             raise ConfigError("torchrun, --part and --launch ray each divide the work; use one of them")
         opened = open_source(config.data, split=config.split, data_root=config.data_root) if world.writes else None
+        if world.writes and has_split(config.data, config.split):
+            say(f"{config.data}: its {config.split} split is embedded; --split overrides")
         source = world.same(opened)
         assert source is not None
         device = config.device if world.size == 1 else world.device

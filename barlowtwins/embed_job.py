@@ -27,6 +27,7 @@ import torch
 import torchvision
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.data import has_split
 from barlowtwins.embedder import Embedder
 from barlowtwins.embeddings import FILES, INDEX, LAYOUT, META, OK, Block, IndexRow, write_features, write_index
 from barlowtwins.errors import OutputError, RunLockedError
@@ -193,6 +194,7 @@ class EmbedJob:
             (self.out / META).unlink(missing_ok=True)  # from here to the last line the folder is not complete
         for other in set(FILES.values()) - {name}:
             (self.out / other).unlink(missing_ok=True)
+        named = has_split(self.config.data, self.config.split)  # a data set, such as "shapes:64"
         write_json(
             self.out / META,
             {
@@ -203,7 +205,8 @@ class EmbedJob:
                 "failed": failed,
                 "weights": findable(self.config.weights),
                 "weights_name": self.embedder.name,
-                "data": self.source.name,
+                "data": self.config.data if named else self.source.name,
+                "split": self.config.split if named else None,
                 "root": None if self.source.root is None else str(self.source.root.absolute()),
                 "classes": list(self.source.classes),
                 **self.record,

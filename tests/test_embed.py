@@ -14,11 +14,13 @@ import pytest
 from tiny import DIM, write_images, write_weights
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.data import open_source
 from barlowtwins.embed import EmbedResult, embed
 from barlowtwins.embedder import load_embedder
 from barlowtwins.embeddings import open_embeddings
 from barlowtwins.errors import ConfigError, MissingExtraError, OutputError
 from barlowtwins.files import sha256_of
+from barlowtwins.thumbnails import images_of
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +155,7 @@ def test_onnx_and_a_missing_extra_are_told_before_anything_is_done(config: Embed
 import sys
 sys.modules["pyarrow"] = None  # as where it is not installed
 from barlowtwins.config import EmbedConfig
+from barlowtwins.data import open_source
 from barlowtwins.embed import embed
 embed(EmbedConfig("no such data", "no such weights", sys.argv[1], format="parquet"))
 """
@@ -166,3 +169,22 @@ def test_a_file_in_the_way_is_told(config: EmbedConfig) -> None:
     with pytest.raises(OutputError):
         embed(config)
     assert Path(config.out).read_text() == "precious"
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_the_split_of_a_named_data_set_is_said_and_recorded(
+    config: EmbedConfig, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed(replace(config, data="shapes:4", split=split))
+    assert f"shapes:4: its {split} split is embedded; --split overrides" in capsys.readouterr().err
+    meta = json.loads((Path(config.out) / "meta.json").read_text())
+    assert (meta["data"], meta["split"]) == ("shapes:4", split)
+    found = images_of(open_embeddings(config.out))
+    assert found is not None and found.fingerprint() == open_source("shapes:4", split=split).fingerprint()
+
+
+def test_a_folder_has_no_split(config: EmbedConfig, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embed(config)
+    meta = json.loads((Path(config.out) / "meta.json").read_text())
+    assert (meta["data"], meta["split"]) == (str(images), None)
+    assert "split" not in capsys.readouterr().err
