@@ -54,7 +54,8 @@ def test_agrees_with_scikit_learn_on_the_same_features(weights: Path, tmp_path: 
     """Of 400 predictions no more than one differs, for any penalty, and so the accuracies by 0.25 % at most."""
     x, labels, queries, truth = features(weights)
     for l2 in (1.0, 0.01):
-        result = evaluate_linear(settings(weights, None, l2=(l2,), save_head=str(tmp_path / "head.safetensors")))
+        head_file = str(tmp_path / "head.safetensors")
+        result = evaluate_linear(settings(weights, None, l2=(l2,), save_head=head_file, overwrite=True))
         peer = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=10_000))
         theirs = peer.fit(x.astype(np.float64), labels).predict(queries.astype(np.float64))
         ours = load_head(tmp_path / "head.safetensors").predict(queries)
@@ -225,3 +226,28 @@ def test_a_stopped_extraction_goes_on(weights: Path, tmp_path: Path) -> None:
     stopper.join()
     assert not (tmp_path / "out" / "results.json").exists()
     assert evaluate_linear(config).scores.images == 150
+
+
+@pytest.mark.parametrize("protocol", ["fast", "published"])
+def test_a_head_that_cannot_be_saved_is_refused_before_anything_is_trained(
+    protocol: str, weights: Path, tmp_path: Path
+) -> None:
+    there, file = tmp_path / "head.safetensors", tmp_path / "file"
+    there.write_bytes(b"precious")
+    file.write_bytes(b"")
+    for target, why in (
+        (there, "exists already; choose another --save-head, or replace it with --overwrite"),
+        (tmp_path, "is a folder; give the name of a file in it"),
+        (file / "head.safetensors", "nothing can be written in"),
+    ):
+        with pytest.raises(OutputError, match=why):
+            evaluate_linear(settings(weights, tmp_path / "out", protocol=protocol, save_head=str(target)))
+    assert there.read_bytes() == b"precious" and not (tmp_path / "out").exists()
+
+
+def test_figures_outlive_a_head_that_could_not_be_saved(weights: Path, tmp_path: Path) -> None:
+    """The disk is full when the classifier is written: here, a folder has taken its name."""
+    (tmp_path / "head.safetensors").mkdir()
+    with pytest.raises(OutputError, match="is a folder where a file is to be written"):
+        evaluate_linear(settings(weights, tmp_path, "shapes:40", l2=(0.1,)))
+    assert json.loads((tmp_path / "results.json").read_text())["top1"] >= 0

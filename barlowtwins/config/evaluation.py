@@ -71,7 +71,7 @@ class _LabelledConfig:
     save_head: str | None = None
     """A file for the classifier, which `barlowtwins classify` and torch.hub take."""
     overwrite: bool = False
-    """Start anew in a folder that holds another evaluation."""
+    """Start anew in a folder that holds another evaluation, and replace the file of --save-head."""
     data_root: str | None = None
     """Where named data sets lie or are downloaded to."""
     save_every: float = 300.0

@@ -4,13 +4,14 @@ job.json          begun: what decides the result
 features/         fast forms: features extracted so far
 checkpoints/      trained forms: the newest two
 metrics.jsonl     trained forms: one object a log step
-results.json      complete: written last
+results.json      complete: all figures are there; the classifier follows
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from barlowtwins.lock import FolderLock
 from barlowtwins.printing import plain
 from barlowtwins.version import __version__
 
-__all__ = ["RESULTS", "open_job", "write_results"]
+__all__ = ["RESULTS", "check_head_file", "open_job", "write_results"]
 
 JOB, RESULTS = "job.json", "results.json"
 OURS = (JOB, RESULTS, "features", "checkpoints", "metrics.jsonl", "head.safetensors", "backbone.safetensors")
@@ -57,6 +58,28 @@ def open_job(out: str | None, job: dict[str, Any], *, overwrite: bool, world: Wo
             _begin(folder, plain(job), overwrite=overwrite)
         world.wait()
         yield folder
+
+
+def check_head_file(path: str | None, *, overwrite: bool) -> None:
+    """Find out before hours of training that the classifier could not be saved after them.
+
+    Args:
+        path: the file; its folder is made when it is written. None: there is nothing to save.
+        overwrite: replace the file if there is one.
+
+    Raises:
+        OutputError: it exists, is a folder, or its folder cannot be written.
+    """
+    if path is None:
+        return
+    file = Path(path)
+    if file.is_dir():
+        raise OutputError(f"--save-head {file} is a folder; give the name of a file in it")
+    if file.exists() and not overwrite:
+        raise OutputError(f"{file} exists already; choose another --save-head, or replace it with --overwrite")
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"--save-head {file}: nothing can be written in {folder}; choose another place")
 
 
 def write_results(folder: Path, job: dict[str, Any], result: object) -> None:

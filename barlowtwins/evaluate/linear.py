@@ -27,7 +27,7 @@ from barlowtwins.errors import ConfigError, DataError, WeightsError
 from barlowtwins.evaluate.draws import held_out
 from barlowtwins.evaluate.feature_pair import open_embedded_pair
 from barlowtwins.evaluate.features import extract_features
-from barlowtwins.evaluate.job import open_job, write_results
+from barlowtwins.evaluate.job import check_head_file, open_job, write_results
 from barlowtwins.evaluate.labelled import Labelled, open_pair
 from barlowtwins.evaluate.logistic import L2_GRID, Fit, Trial, fit_logistic, sweep
 from barlowtwins.evaluate.protocols import PUBLISHED_LINEAR
@@ -143,10 +143,12 @@ def evaluate_linear(config: LinearConfig) -> EvaluationResult:
         DataError: labels are missing or do not fit.
         ConfigError: no images to judge by, or a device that is not there.
         WeightsError: the weights cannot be had.
-        OutputError: the folder belongs to another evaluation.
+        OutputError: the folder belongs to another evaluation, or the classifier cannot be saved.
         StoppedEarly: a stop signal; the same call goes on.
     """
     with open_world(config.device) as world:
+        if world.writes:
+            check_head_file(config.save_head, overwrite=config.overwrite)
         if is_embeddings(config.train):
             _refuse(config, PUBLISHED_FLAGS, "the fast form")
             return _from_embeddings(config, world)
@@ -286,10 +288,11 @@ def _judge(
             "converged": found.fit.converged,
         },
     )
+    if folder:
+        write_results(folder, job, result)  # first: a classifier that cannot be saved costs no figure
     if head_file:
         save_head(head_file, head)
     if folder:
-        write_results(folder, job, result)
         shutil.rmtree(folder / "features", ignore_errors=True)
     return result
 

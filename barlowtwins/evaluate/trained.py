@@ -10,7 +10,7 @@ from typing import Any
 from barlowtwins.config import FinetuneConfig, LinearConfig
 from barlowtwins.device import default_workers, resolve_precision
 from barlowtwins.distributed import World
-from barlowtwins.evaluate.job import open_job, write_results
+from barlowtwins.evaluate.job import check_head_file, open_job, write_results
 from barlowtwins.evaluate.labelled import Labelled
 from barlowtwins.evaluate.protocols import Protocol
 from barlowtwins.evaluate.results import EvaluationResult
@@ -46,10 +46,12 @@ def evaluate_trained(
         draw: how the training images were drawn, for the record.
 
     Raises:
-        OutputError: the folder belongs to another evaluation.
+        OutputError: the folder belongs to another evaluation, or the classifier cannot be saved.
         ConfigError, TrainingError, StoppedEarly: as `train_classifier` raises them.
     """
     started = time.monotonic()
+    if world.writes:
+        check_head_file(config.save_head, overwrite=config.overwrite)
     precision = resolve_precision(config.precision, world.device)
     workers = default_workers() if config.workers is None else config.workers
     job = {
@@ -101,6 +103,8 @@ def evaluate_trained(
             },
         )
         if world.writes:
+            if folder:
+                write_results(folder, job, result)  # first: a classifier that cannot be saved costs no figure
             state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
             if head_file:
                 belonging = Belonging.of(weights, config.weights)
@@ -108,8 +112,6 @@ def evaluate_trained(
                     belonging = _keep_backbone(state, weights, folder, head_file)
                 head = Head(state["fc.weight"], state["fc.bias"], train.classes, belonging, weights.preprocessing)
                 save_head(head_file, head)
-            if folder:
-                write_results(folder, job, result)
         world.wait()
     return result
 
