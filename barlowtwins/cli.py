@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ __all__ = ["COMMANDS", "GROUPS", "Command", "main"]
 
 PROG = "barlowtwins"
 INTERRUPTED = 130
+KINDS = {"float": "a number", "int": "a whole number"}  # a type, as tyro's words have it, in plain ones
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,9 @@ def _parse(prog: str, settings: type, arguments: list[str]) -> tuple[Any, Common
             parsed: Any = tyro.cli(call, prog=prog, args=arguments, config=style)
     except SystemExit as end:
         if end.code:
-            raise UsageError(f"{_condense(err.getvalue())}; see {prog} --help") from None
-        _print(out.getvalue().rstrip())
+            raise UsageError(f"{_in_plain_words(_condense(err.getvalue()))}; see {prog} --help") from None
+        page = re.sub(r"\s*\(default:\s+None\)", "", out.getvalue())  # the help text says what decides instead
+        _print("\n".join(line.rstrip() for line in page.rstrip().splitlines()))
         return None
     return parsed.settings, parsed.common
 
@@ -209,7 +212,26 @@ def _condense(message: str) -> str:
                 break
         elif len(text) - len(text.lstrip()) < 8:  # deeper are the help texts of arguments
             kept.append(text.strip())
-    return " ".join(kept).replace("'None', ", "").rstrip(".") or "the arguments cannot be understood"
+    return (
+        " ".join(kept).replace("'None', ", "").replace(", 'None')", ")").rstrip(".")
+        or "the arguments cannot be understood"
+    )
+
+
+def _in_plain_words(said: str) -> str:
+    """What tyro says of a value that is wrong or missing, as a person would; anything else as it is."""
+    if found := re.fullmatch(r"Error parsing (\S+): (.*?)\[?(['\"])(.*)\3\]?", said):
+        flag, why, _, value = found.groups()
+        kind = next((words for name, words in KINDS.items() if re.search(rf"\b{name}\b", why, re.I)), None)
+        return f"{flag} is {value!r}; it must be {kind}" if kind else f"{flag} cannot be {value!r}"
+    if found := re.fullmatch(rf"Missing from {PROG} ([^:]+): (.*)", said):
+        return f"{found[1]} needs {found[2].replace(' STR', ' ...')}"
+    if found := re.fullmatch(r"Missing value for argument '(\S+)'\. Expected \d+ values?", said):
+        return f"{found[1]} needs a value"
+    if found := re.fullmatch(r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*?),?\)", said):
+        choices = sorted(word.strip("' ") for word in found[3].split(","))
+        return f"{found[2]} is {found[1]!r}; it is one of {', '.join(choices)}"
+    return said
 
 
 def _first_words() -> list[str]:

@@ -166,6 +166,7 @@ def test_help_pages_list_every_command_and_flag(capsys: pytest.CaptureFixture[st
             assert (field.name.upper() if positional else f"--{field.name.replace('_', '-')}") in page
         assert page.count("  --json ") == page.count("  --debug ") == 1
         assert f"usage: barlowtwins {name}" in page
+        assert "None" not in page  # what is decided elsewhere has no such default
     assert main(["weights", "-h"]) == 0
     page = capsys.readouterr().out
     assert "weights verify" in page
@@ -184,14 +185,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "a command is missing"),
         (["evaluate"], "evaluate needs one of: knn"),
-        (["probe"], "Missing from barlowtwins probe: WHAT"),
+        (["probe"], "probe needs WHAT"),
         (["probe", "nothing", "more"], "more"),
         (["probe", "nothing", "-z"], "-z"),
         (["probe", "nothing", "--batch-size"], "--batch-size"),
-        (["probe", "nothing", "--batch-size", "many"], "'many'"),
+        (["probe", "nothing", "--batch-size", "many"], "--batch-size is 'many'; it must be a whole number; see"),
         (["probe", "nothing", "--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
-        (["pretrain", "x", "--out", "y", "--optimizer", "adam"], "'adamw'"),
-        (["pretrain", "x"], "--out"),
+        (["pretrain", "x", "--out", "y", "--lr", "abc"], "--lr is 'abc'; it must be a number; see"),
+        (["pretrain", "x", "--out", "y", "--lr", "it's"], 'is "it\'s"; it must be a number; see'),
+        (["pretrain", "x", "--out", "y", "--lr"], "--lr needs a value; see"),
+        (["pretrain", "x", "--out", "y", "--optimizer", "adam"], "is 'adam'; it is one of adamw, lars, sgd; see"),
+        (["pretrain", "x"], "pretrain needs --out FOLDER; see barlowtwins pretrain --help"),
+        (["evaluate", "knn", "x", "--k", "a"], "--k cannot be 'a'; see"),
     ],
 )
 def test_bad_usage_names_what_is_wrong(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

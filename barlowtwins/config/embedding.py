@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from barlowtwins.config.rules import part_of, require
 
@@ -20,7 +20,7 @@ class EmbedConfig:
     """A folder of images, a text file of paths, tar shards, or a data-set name."""
     weights: str
     """A registry name, a local weight file, an https URL, or a RUN folder."""
-    out: str
+    out: Annotated[str, arg(metavar="FOLDER")]
     """The EMB folder: embeddings.npy, index.csv and meta.json go there."""
     format: Literal["npy", "parquet", "safetensors"] = "npy"
     """File format of the embeddings."""

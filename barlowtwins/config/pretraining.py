@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from barlowtwins.config.rules import require
 
@@ -19,7 +19,7 @@ class PretrainConfig:
 
     data: Positional[str]
     """A folder of images, a text file of paths, tar shards, or a data-set name (shapes, cifar10, ...)."""
-    out: str
+    out: Annotated[str, arg(metavar="FOLDER")]
     """The RUN folder: configuration, metrics, checkpoints and weights go there."""
     recipe: str = "auto"
     """A recipe's name or TOML file; auto picks one from the data and the image size. Flags override it."""
