@@ -79,7 +79,7 @@ def write_as(to: str, weights: Weights, out: Path) -> Conversion:
             f"{weights.path} is a {weights.backbone_name}, which {to} has no names for; choose another format"
         )
     count, notes = WRITERS[to](weights, out)
-    if weights.stem != "imagenet" and to not in ("safetensors", "published"):
+    if weights.stem != "imagenet" and to not in ("safetensors", "safetensors-half", "published"):
         notes += (f"the network has the {weights.stem!r} stem, which {to} does not build by itself",)
     if weights.projector is not None and to in ("torchvision", "timm", "detectron2"):
         notes += ("the projector is left out: the format has no place for it",)
@@ -110,6 +110,18 @@ def _safetensors(weights: Weights, out: Path) -> Written:
         tensors = _model_state(weights)
     write_safetensors(out, tensors, backbone_metadata(weights.backbone_name, weights.stem, weights.preprocessing))
     return len(tensors), ()
+
+
+def _half(weights: Weights, out: Path) -> Written:
+    """The backbone in half precision, half as large; loading gives float32 again."""
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in weights.backbone.items()}
+    if large := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise WeightsError(
+            f"{weights.path}: {large[0]} has values beyond half precision (65504); choose --to safetensors"
+        )
+    said = backbone_metadata(weights.backbone_name, weights.stem, weights.preprocessing)
+    write_safetensors(out, tensors, said, dtype=torch.float16)
+    return len(tensors), ("numbers are rounded to half precision, 11 bits",)
 
 
 def _timm(weights: Weights, out: Path) -> Written:
@@ -210,6 +222,7 @@ WRITERS: dict[str, Callable[[Weights, Path], Written]] = {
     "torchvision": _torchvision,
     "published": _published,
     "safetensors": _safetensors,
+    "safetensors-half": _half,
     "timm": _timm,
     "detectron2": _detectron2,
     "lightly": _lightly,

@@ -1,4 +1,4 @@
-"""Weight files as this package writes them: safetensors, float32, with strings that say what the tensors are."""
+"""Weight files as this package writes them: safetensors, float32 unless told, with strings that say what they are."""
 
 from __future__ import annotations
 
@@ -28,8 +28,14 @@ def backbone_metadata(name: str, stem: str, preprocessing: Preprocessing) -> dic
     }
 
 
-def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors atomically, floating-point ones as float32, from whatever device they are on.
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write tensors atomically, floating-point ones as `dtype`, from whatever device they are on.
 
     The same tensors and strings make the same bytes, so that a digest says whether two files are one.
 
@@ -39,7 +45,7 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
     from safetensors.torch import save
 
     plain = {
-        key: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for key, value in tensors.items()
     }
     data = memoryview(save(plain))

@@ -361,3 +361,24 @@ def test_pretraining_goes_on_from_a_published_checkpoint(tmp_path: Path, capsys:
     assert loaded.projector is not None
     whole = {f"backbone.{key}": tensor for key, tensor in loaded.backbone.items()} | loaded.projector
     assert equal(whole, model.state_dict())
+
+
+def test_half_precision_rounds_each_number_and_loads_as_float32(tmp_path: Path) -> None:
+    source = _write(tmp_path / "net.pth", BACKBONE)
+    out = tmp_path / "half.safetensors"
+    _convert(source, out, "safetensors-half")
+    found = load_weights(out).backbone
+    assert found.keys() == BACKBONE.keys()
+    for key, value in BACKBONE.items():
+        rounded = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(found[key], rounded), key
+    whole = tmp_path / "whole.safetensors"
+    _convert(source, whole, "safetensors")
+    assert out.stat().st_size < 0.6 * whole.stat().st_size
+
+
+def test_half_precision_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    source = _write(tmp_path / "net.pth", {**BACKBONE, "bn1.running_var": BACKBONE["bn1.running_var"] + 1e5})
+    with pytest.raises(WeightsError, match=r"bn1\.running_var has values beyond half precision"):
+        _convert(source, tmp_path / "half.safetensors", "safetensors-half")
+    assert not (tmp_path / "half.safetensors").exists()

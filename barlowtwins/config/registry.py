@@ -50,15 +50,17 @@ class WeightsVerifyConfig:
 
 @dataclass(frozen=True)
 class WeightsConvertConfig:
-    """Write weights of any known format in the format of another program; every number stays as it is."""
+    """Write weights of any known format in the format of another program; every number stays, but for
+    safetensors-half."""
 
     weights: Positional[str]
     """A registry name, a weight file of any known format, an https URL, or a RUN folder."""
     out: Positional[str]
     """The file to write."""
-    to: Literal["torchvision", "published", "safetensors", "timm", "detectron2", "lightly"]
+    to: Literal["torchvision", "published", "safetensors", "safetensors-half", "timm", "detectron2", "lightly"]
     """torchvision: .pth of a ResNet; published: the full checkpoint that the published code resumes; safetensors: as in
-    a RUN folder; timm: safetensors; detectron2: .pkl; lightly: Lightning checkpoint."""
+    a RUN folder; safetensors-half: its backbone in half precision; timm: safetensors; detectron2: .pkl; lightly:
+    Lightning checkpoint."""
     overwrite: bool = False
     """Replace a file that exists."""
 
