@@ -25,7 +25,7 @@ from barlowtwins.data import open_source
 from barlowtwins.embed import embed
 from barlowtwins.embedder import load_embedder
 from barlowtwins.errors import ConfigError, DataError, OutputError, StoppedEarly
-from barlowtwins.evaluate.linear import evaluate_linear, fit_head, fit_linear
+from barlowtwins.evaluate.linear import MEMORY, _allowed_memory, evaluate_linear, fit_head, fit_linear
 from barlowtwins.evaluate.logistic import L2_GRID
 from barlowtwins.head import load_head, save_head
 
@@ -134,7 +134,7 @@ def test_the_published_form_trains_on_crops(weights: Path, tmp_path: Path) -> No
 
 def test_auto_is_fast_where_the_features_fit(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate_linear(settings(weights, None, l2=(0.1,))).protocol == "fast"
-    monkeypatch.setattr("barlowtwins.evaluate.linear.MEMORY", 1 << 20)
+    monkeypatch.setattr("barlowtwins.evaluate.linear._allowed_memory", lambda: 1 << 20)
     assert evaluate_linear(settings(weights, None, epochs=1)).protocol == "published"
 
 
@@ -251,3 +251,9 @@ def test_figures_outlive_a_head_that_could_not_be_saved(weights: Path, tmp_path:
     with pytest.raises(OutputError, match="is a folder where a file is to be written"):
         evaluate_linear(settings(weights, tmp_path, "shapes:40", l2=(0.1,)))
     assert json.loads((tmp_path / "results.json").read_text())["top1"] >= 0
+
+
+def test_half_of_the_free_memory_may_be_taken(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  4000 kB\n")
+    assert _allowed_memory(tmp_path / "meminfo") == 2000 * 1024
+    assert _allowed_memory(tmp_path / "none") == MEMORY

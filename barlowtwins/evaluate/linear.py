@@ -44,7 +44,7 @@ __all__ = ["LinearFit", "evaluate_linear", "fit_head", "fit_linear"]
 
 ASIDE = (0.2, 0.5)  # parts of each class by which penalties are judged: the second where the first is no whole image
 UNTRIED_L2 = 0.01  # where every class has one image, and nothing can be set aside
-MEMORY = 16 << 30  # bytes that the fast form may take to be the automatic choice
+MEMORY = 16 << 30  # bytes that the fast form may take where nobody knows how many are free
 BATCH = 64  # images a forward pass of the fast form
 PUBLISHED_FLAGS = ("epochs", "lr_head", "weight_decay")
 
@@ -309,6 +309,19 @@ def _for_float64(device: torch.device) -> torch.device:
 def _fits(train: Labelled, weights: Weights) -> bool:
     """Whether the features, and what the fit makes of them, fit into memory."""
     needed = len(train.source) * (2 * feature_width(weights.build()) + 3 * len(train.classes)) * 8  # float64
-    if needed > MEMORY:
-        say(f"the fast form would take {needed >> 30} GiB of memory; training as published, on crops of the images")
-    return needed <= MEMORY
+    allowed = _allowed_memory()
+    if needed > allowed:
+        say(
+            f"the fast form would take {needed >> 30} GiB of memory, more than half of what is free; "
+            "training as published, on crops of the images"
+        )
+    return needed <= allowed
+
+
+def _allowed_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that the fast form may take to be the automatic choice: half of what the machine has free."""
+    try:
+        free = next(line for line in meminfo.read_text("ascii").splitlines() if line.startswith("MemAvailable:"))
+        return int(free.split()[1]) * 1024 // 2  # the file counts in KiB
+    except (OSError, ValueError, IndexError, StopIteration):  # no Linux
+        return MEMORY

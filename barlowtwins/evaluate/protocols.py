@@ -20,6 +20,9 @@ class Protocol:
     "cosine" and "steps" change the rates once an epoch, as published: half a cosine down to 0; or a fifth after three
     fifths of the epochs and another after four fifths. "warm-up" changes them at every step: a linear rise during a
     twentieth of the steps, then half a cosine.
+
+    Every batch is whole: what is left of an epoch's shuffled images is dropped, where the published loader trains on it
+    as a last, shorter batch.
     """
 
     name: str
