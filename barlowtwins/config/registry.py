@@ -50,8 +50,7 @@ class WeightsVerifyConfig:
 
 @dataclass(frozen=True)
 class WeightsConvertConfig:
-    """Write weights of any known format in the format of another program; every number stays, but for
-    safetensors-half."""
+    """Write weights of any known format in another one; only safetensors-half changes numbers."""
 
     weights: Positional[str]
     """A registry name, a weight file of any known format, an https URL, or a RUN folder."""
