@@ -90,8 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done; 1 failed, with one line on standard error; 2 bad usage; 75 stopped early and resumable; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "torch" not in sys.modules:  # its threads read this once. Readers need the cores that waiting threads would burn
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name of odd bytes is no reason to fail
             stream.reconfigure(errors="backslashreplace")
