@@ -266,3 +266,20 @@ def test_verify_reports_what_a_file_is(tiny: str) -> None:
     assert (report.projector, report.not_finite, report.exit_code) == ("32-32-16", (), 0)
     model = BarlowTwins(TINY, "32-32-16")
     assert report.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_bundled_weight_needs_no_connection_and_is_what_its_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BARLOWTWINS_REGISTRY", raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody is there
+    name = "resnet10-fashion-mnist"
+    weights = load_weights(name)
+    assert weights.digest == "verified"
+    noted = registry()[name]
+    assert noted.size == weights.path.stat().st_size <= 12_000_000
+    assert noted.sha256 is not None and noted.sha256 in noted.card
+    assert f"{noted.size:,} bytes" in noted.card
+    for metric in noted.metrics:
+        assert f"{metric.value:.2f} %" in noted.card
+    backbone = weights.build().eval()
+    with torch.inference_mode():
+        assert backbone(torch.randn(2, 1, 28, 28)).shape == (2, 256)
