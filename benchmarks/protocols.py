@@ -112,9 +112,7 @@ def main() -> None:
     parser.add_argument("data", help="labelled images, or a data-set name")
     parser.add_argument("--val", help="labelled images to judge by; the test split of a named data set unless told")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--finetune-epochs", type=int, help="on all labels; the protocol's 20 unless told"
-    )
+    parser.add_argument("--finetune-epochs", type=int, help="on all labels; the protocol's 20 unless told")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing written: does it work?")
     flags = parser.parse_args()
     seeds, epochs = (1, 1) if flags.quick else (flags.seeds, None)
