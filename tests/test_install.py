@@ -118,7 +118,11 @@ def test_wheel_and_sdist_installs_find_the_registry(clone: Clone, tmp_path: Path
         listed = _python("-m", "barlowtwins", "weights", "list", "--json", cwd=tmp_path, PYTHONPATH=str(target))
         rows = json.loads(listed)["weights"]
         assert [row["name"] for row in rows] == clone.names
-        assert [row["name"] for row in rows if row["here"]] == ["tiny-bundled", "small-bundled"]
+        assert [row["name"] for row in rows if row["here"]] == [
+            "resnet10-fashion-mnist",
+            "tiny-bundled",
+            "small-bundled",
+        ]
 
 
 def test_a_clone_works_from_its_parent_folder(clone: Clone) -> None:

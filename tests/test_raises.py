@@ -470,8 +470,13 @@ def test_all_kinds_are_known() -> None:
     assert {place.kind for place in EVERY} <= set(errors.__all__)
 
 
-@pytest.mark.parametrize(("arguments", "code"), [([], 1), (["-n", "2"], 1), (["-k", "nothing"], 0)])
-def test_a_full_run_that_leaves_places_unreached_fails(tmp_path: Path, arguments: list[str], code: int) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code", "lists"),
+    [([], 0, True), (["--unreached"], 1, True), (["--unreached", "-n", "2"], 1, True), (["-k", "nothing"], 0, False)],
+)
+def test_a_full_run_lists_places_unreached_and_fails_if_told_to(
+    tmp_path: Path, arguments: list[str], code: int, lists: bool
+) -> None:
     """A run of one test, which reaches next to nothing, with the conftest of all; with and without worker processes."""
     here = Path(__file__).parent
     (tmp_path / "tests").mkdir()
@@ -486,7 +491,7 @@ def test_a_full_run_that_leaves_places_unreached_fails(tmp_path: Path, arguments
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     told = [line for line in done.stdout.splitlines() if line.startswith("barlowtwins/")]
-    if code == 0:
+    if not lists:
         assert told == []
         return
     assert f"{len(told)} errors that no test reached" in done.stdout

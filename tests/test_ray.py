@@ -43,7 +43,8 @@ def test_a_node_that_dies_takes_no_row_along(config: EmbedConfig, tmp_path: Path
     by_node = {node: [int(row) for row, at in read if at == node] for _, node in read}
     assert len(by_node) == 2 and len(by_node[killed]) >= 11  # it was in the middle of its second shard
     (other,) = by_node.keys() - {killed}
-    assert set(by_node[killed]) & set(by_node[other])  # the shard that it was at was begun anew
+    if len(by_node[killed]) % 8:  # the shard that it was at was begun anew, unless the kill came just behind one
+        assert set(by_node[killed]) & set(by_node[other])
     assert set(by_node[killed]) | set(by_node[other]) == set(range(ROWS))
 
     threads = torch.get_num_threads()
