@@ -22,8 +22,8 @@ from barlowtwins.pretrain import pretrain
 pytestmark = pytest.mark.slow
 
 # Batch norm over 8 images makes a network in which rounding grows: with plain SGD, weights that differ by 3e-7 give
-# losses that differ by 10 % eight steps later, in one process. LARS bounds a step by the size of the weights (here
-# 2.5e-4 of it at the peak), so eight steps keep six digits, and yet each loss depends on the steps before by far more.
+# losses that differ by 10 % at the tenth step, in one process. LARS bounds a step by the size of the weights (here
+# 2.5e-4 of it at the peak), so eight steps keep five digits, and yet each loss depends on the steps before by far more.
 STEPS = 8
 FLAGS = (
     "shapes:32 --backbone resnet10_x0_5 --stem small-stride2 --projector 32-32 --image-size 16 --augmentation small "
