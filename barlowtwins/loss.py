@@ -19,6 +19,8 @@ Both are computed in the forward pass, while the products they share are at hand
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -41,6 +43,8 @@ __all__ = [
 
 Form = Literal["auto", "gram", "cross"]
 EPS = 1e-5  # batch norm's, as in the published code
+CHUNK = 2**18  # numbers that a CPU's cache holds
+SYMMETRIC_FROM = 512  # rows from which a quarter of them is enough for a matrix product at full rate
 
 
 class Statistics(NamedTuple):
@@ -66,17 +70,19 @@ def standardize(z: Tensor, eps: float = EPS) -> tuple[Tensor, Statistics]:
     """Give each feature mean 0 and variance 1 over the batch, as batch norm without affine parameters does.
 
     Args:
-        z: (N, D) embeddings of any floating dtype; half precisions are computed in fp32.
+        z: (N, D) embeddings of any floating dtype, N >= 2; half precisions are computed in fp32.
         eps: added to the variance, so that a feature that never varies gives 0 and not NaN.
 
     Returns:
         (N, D) in fp32 or fp64, and the mean and biased variance, (D,) each.
     """
     z = _at_least_fp32(z)
-    mean = z.mean(0)  # (D,)
-    centred = z - mean  # (N, D)
-    var = centred.square().mean(0)  # (D,)
-    return centred * torch.rsqrt(var + eps), Statistics(mean, var)
+    n, d = z.shape
+    mean, var = z.new_zeros(d), z.new_ones(d)
+    # Running statistics of momentum 1 are this batch's own: one fused pass, and no (N, D) matrix beside the result.
+    # `torch.batch_norm` and not that of nn.functional, which refuses an eps of 0.
+    a = torch.batch_norm(z, None, None, mean, var, True, 1.0, eps, torch.backends.cudnn.enabled)
+    return a, Statistics(mean, var * ((n - 1) / n))  # batch norm keeps the unbiased one
 
 
 def cross_correlation(z1: Tensor, z2: Tensor, eps: float = EPS) -> Tensor:
@@ -204,9 +210,10 @@ class _Loss(torch.autograd.Function):
         gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         compute = _gram if form == "gram" else _cross
         with torch.autocast(z1.device.type, enabled=False):
-            value, on, off, views, gradients = compute(z1, z2, lambd, eps, gradient, group)
+            value, on, off, views, gradients, spent = compute(z1, z2, lambd, eps, gradient, group)
         if gradient:
             ctx.save_for_backward(*(g.to(z.dtype) for g, z in zip(gradients, (z1, z2), strict=True)))
+            ctx.spent = [x for x in spent if x.dtype == z1.dtype and x.shape == z1.shape]
         outputs = on, off, *views[0], *views[1]
         ctx.mark_non_differentiable(*outputs)
         ctx.set_materialize_grads(False)
@@ -217,11 +224,16 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 6
-        g1, g2 = ctx.saved_tensors
-        return grad.to(g1.dtype) * g1, grad.to(g2.dtype) * g2, None, None, None, None
+        scaled = []
+        for g in ctx.saved_tensors:
+            # Memory at hand is cheaper than fresh memory; a second backward (retain_graph) finds none left.
+            out = ctx.spent.pop() if ctx.spent else torch.empty_like(g)
+            scaled.append(torch.mul(g, grad.to(g.dtype), out=out))
+        return *scaled, None, None, None, None
 
 
-_Result = tuple[Tensor, Tensor, Tensor, tuple[Statistics, Statistics], tuple[Tensor, ...]]
+# loss, on- and off-diagonal sums, statistics, gradients, and matrices that are not needed any more
+_Result = tuple[Tensor, Tensor, Tensor, tuple[Statistics, Statistics], tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 def _gram(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, group: Any) -> _Result:
@@ -235,26 +247,31 @@ def _gram(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, grou
     a_own, b_own = a[own], b[own]  # (n, D)
     total = n * w
 
-    d = (a * b).mean(0)  # (D,) diagonal of C
-    aa, bb = a_own @ a.T, b_own @ b.T  # (n, N)
-    frobenius = torch.linalg.vecdot(aa, bb).sum() / total**2  # () this process's rows of |C|_F^2
+    d = _column_dots(a, b) / total  # (D,) diagonal of C
+    aa, bb = (_symmetric(a), _symmetric(b)) if w == 1 else (a_own @ a.T, b_own @ b.T)  # (n, N)
+    frobenius = _column_dots(aa.view(-1, 1), bb.view(-1, 1)) / total**2  # (1,) this process's rows of |C|_F^2
 
+    gradients: tuple[Tensor, ...] = ()
     if gradient:
         slope = ((d - 1) - lambd * d) * (2 / total)  # (D,)
-        # (n, N) (N, D) -> (n, D): the whole gradient of this process's rows, with no further traffic
-        ga = torch.addcmul(bb @ a * (2 * lambd / total**2), b_own, slope)
-        gb = torch.addcmul(aa @ b * (2 * lambd / total**2), a_own, slope)
-        frobenius, gradients = _through_standardize(frobenius, (ga, gb), (a_own, b_own), (stats1, stats2), eps, group)
+        # (n, N) (N, D) -> (n, D): the whole gradient of this process's rows
+        ga = (bb.mul_(2 * lambd / total**2) @ a).addcmul_(b_own, slope)
+        gb = (aa.mul_(2 * lambd / total**2) @ b).addcmul_(a_own, slope)
+        message = torch.cat([frobenius, _column_dots(ga, a_own), _column_dots(gb, b_own)])
+        frobenius, *sums = _sum_over(message, group).split([1, len(d), len(d)])
+        along = [s / total for s in sums]  # (D,) each
+        gradients = _through_standardize((ga, gb), along, (a_own, b_own), (stats1, stats2), eps, w)
     else:
-        frobenius, gradients = _sum_over(frobenius, group), ()
+        frobenius = _sum_over(frobenius, group)
     on = (d - 1).square().sum()
-    off = frobenius - d.square().sum()
-    return on + lambd * off, on, off, (stats1, stats2), gradients
+    off = frobenius.squeeze(0) - d.square().sum()
+    return on + lambd * off, on, off, (stats1, stats2), gradients, (a, b)
 
 
 def _cross(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, group: Any) -> _Result:
     """D x D form. Every process adds its rows' part of C; C is summed over processes."""
-    total = len(z1) * (1 if group is None else dist.get_world_size(group))
+    w = 1 if group is None else dist.get_world_size(group)
+    total = len(z1) * w
     if group is None:
         (a, stats1), (b, stats2) = standardize(z1, eps), standardize(z2, eps)  # (n, D)
     else:
@@ -262,38 +279,58 @@ def _cross(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, gro
     c = _sum_over(a.T @ b, group).div_(total)  # (D, D)
     d = c.diagonal().clone()  # (D,)
     c.fill_diagonal_(0)
-    on, off = (d - 1).square().sum(), torch.linalg.vector_norm(c).square()
+    rows = torch.linalg.vector_norm(c, dim=1).square()  # (D,) of each feature of the first view
+    on, off = (d - 1).square().sum(), rows.sum()
 
     gradients: tuple[Tensor, ...] = ()
     if gradient:
+        columns = torch.linalg.vector_norm(c, dim=0).square()  # (D,) of the second
+        along = [((d - 1) * d + lambd * r) * (2 / total) for r in (rows, columns)]  # sum_j M_ij C_ij: needs no rows
         m = c.mul_(2 * lambd / total)  # in place: C is not needed any more
         m.diagonal().copy_((d - 1) * (2 / total))
-        _, gradients = _through_standardize(on, (b @ m.T, a @ m), (a, b), (stats1, stats2), eps, group)
-    return on + lambd * off, on, off, (stats1, stats2), gradients
+        gradients = _through_standardize((b @ m.T, a @ m), along, (a, b), (stats1, stats2), eps, w)
+    return on + lambd * off, on, off, (stats1, stats2), gradients, (a, b)
 
 
 def _through_standardize(
-    frobenius: Tensor,
     gradients: tuple[Tensor, Tensor],
+    along: Sequence[Tensor],
     standardized: tuple[Tensor, Tensor],
     statistics: tuple[Statistics, Statistics],
     eps: float,
-    group: Any,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Carry the gradient from the standardised rows to the raw ones: g -> (g - mean(g) - a mean(g a)) / std.
+    w: int,
+) -> tuple[Tensor, ...]:
+    """Carry gradients, in place, from the standardised rows to the raw ones: g -> (g - a mean(g a)) / std.
 
-    The means are over the global batch, so they travel: 4 D numbers, and `frobenius` with them in the same message.
+    `along` holds mean(g a) over the global batch, (D,) a view. What batch norm's backward also takes away, mean(g),
+    is zero here: in both forms g is a sum of the other view's rows, or of this one's, and those are centred.
     """
-    w = 1 if group is None else dist.get_world_size(group)
-    total = len(standardized[0]) * w
-    sums = [s for g, a in zip(gradients, standardized, strict=True) for s in (g.sum(0), torch.linalg.vecdot(g.T, a.T))]
-    message = _sum_over(torch.cat([frobenius.reshape(1), *sums]), group)  # (1 + 4 D,)
-    means = (message[1:] / total).view(2, 2, -1)  # (view, {g, g a}, D)
-    through = []
-    for g, a, (mean_g, mean_ga), s in zip(gradients, standardized, means, statistics, strict=True):
+    for g, a, mean_ga, s in zip(gradients, standardized, along, statistics, strict=True):
         scale = torch.rsqrt(s.var + eps) * w  # W: data-parallel training averages over processes
-        through.append(g.sub_(mean_g).addcmul_(a, mean_ga, value=-1).mul_(scale))
-    return message[0], tuple(through)
+        g.addcmul_(a, mean_ga, value=-1).mul_(scale)
+    return gradients
+
+
+def _symmetric(a: Tensor) -> Tensor:
+    """AA', (N, D) -> (N, N). On a CPU a large one is computed to the diagonal and mirrored: 5/8 of the work."""
+    n = len(a)
+    if a.device.type != "cpu" or n < SYMMETRIC_FROM:
+        return a @ a.T
+    product = a.new_empty(n, n)
+    edges = [n * i // 4 for i in range(5)]
+    for start, stop in pairwise(edges):
+        torch.mm(a[start:stop], a[:stop].T, out=product[start:stop, :stop])
+        product[:start, start:stop] = product[start:stop, :start].T
+    return product
+
+
+def _column_dots(x: Tensor, y: Tensor) -> Tensor:
+    """(N, D), (N, D) -> (D,): the scalar product of each pair of columns.
+
+    On a CPU a few rows at a time: a product as large as its factors would cost more in fresh memory than in arithmetic.
+    """
+    rows = max(1, CHUNK // x.shape[1]) if x.device.type == "cpu" else len(x)
+    return torch.stack([(p * q).sum(0) for p, q in zip(x.split(rows), y.split(rows), strict=True)]).sum(0)
 
 
 def _sum_over(x: Tensor, group: Any) -> Tensor:

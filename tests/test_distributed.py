@@ -185,12 +185,12 @@ def test_micro_batched_gradients_equal_one_process(alone, together):
 
 
 def test_backward_of_the_loss_sends_nothing(together):
-    """Forward: the embeddings once and 4 D + 1 numbers (gram), or C and 8 D + 1 (cross)."""
+    """Forward: the embeddings once and 2 D + 1 numbers (gram), or C and 4 D statistics (cross)."""
     size = len(together)
     for answer in together:
         for form, (_, d) in LOSS_SHAPES.items():
-            once = 2 * (N // size) * d if form == "gram" else d * d + 4 * d
-            assert answer["bytes"][form] == [once + 4 * d + 1, 0]
+            sent = 2 * (N // size) * d + 2 * d + 1 if form == "gram" else d * d + 4 * d
+            assert answer["bytes"][form] == [sent, 0]
 
 
 def test_unequal_shares_are_refused_on_every_process(together):

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from barlowtwins.errors import ConfigError
 from barlowtwins.loss import (
+    SYMMETRIC_FROM,
     BarlowTwinsLoss,
     barlow_twins_loss,
     choose_form,
@@ -217,3 +218,25 @@ def test_wrong_shapes_are_refused_with_numbers():
         barlow_twins_loss(torch.zeros(4, 3), torch.zeros(4, 5))
     with pytest.raises(ConfigError, match="1 image"):
         barlow_twins_loss(torch.zeros(1, 3), torch.zeros(1, 3))
+
+
+def test_a_large_batch_equals_the_formula_too():
+    """From `SYMMETRIC_FROM` rows on a CPU, AA' is computed to its diagonal and mirrored; columns are summed in chunks."""
+    z1, z2 = pair(SYMMETRIC_FROM + 3, 700)
+    expected, expected_grads = gradients(lambda x, y: formula(x, y)[0], z1, z2)
+    loss, grads = gradients(lambda x, y: barlow_twins_loss(x, y, LAMBD, form="gram").loss, z1, z2)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    for grad, reference in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, reference, rtol=1e-8, atol=1e-10 * reference.abs().max().item())
+
+
+@pytest.mark.parametrize("form", ["gram", "cross"])
+def test_a_second_backward_gives_the_same_gradient_and_leaves_the_first_alone(form):
+    z1, z2 = (z.requires_grad_() for z in pair(16, 24))
+    loss = barlow_twins_loss(z1, z2, LAMBD, form=form).loss
+    first = torch.autograd.grad(loss, (z1, z2), retain_graph=True)
+    kept = [g.clone() for g in first]
+    second = torch.autograd.grad(3 * loss, (z1, z2))
+    for one, copy, three in zip(first, kept, second, strict=True):
+        assert torch.equal(one, copy)
+        torch.testing.assert_close(three, 3 * one)
