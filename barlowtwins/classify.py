@@ -35,6 +35,7 @@ from barlowtwins.evaluate.labelled import labels_within
 from barlowtwins.evaluate.scores import Scores, Tally
 from barlowtwins.files import atomic_write
 from barlowtwins.head import load_classifier, tensors_digest
+from barlowtwins.printing import plural
 from barlowtwins.shards import SHARD_ROWS, Shard, read_failures, read_features
 
 __all__ = ["ClassifyResult", "classify"]
@@ -62,8 +63,8 @@ class ClassifyResult:
     def summary(self) -> str:
         """What a person is told."""
         most = ", ".join(f"{name} {count:,}" for name, count in list(self.counts.items())[:5])
-        more = f" and {len(self.counts) - 5} classes more" if len(self.counts) > 5 else ""
-        lines = [f"{self.rows:,} images labelled in {self.out} ({self.seconds:.1f} s): {most}{more}"]
+        more = f" and {plural(len(self.counts) - 5, 'class', 'classes')} more" if len(self.counts) > 5 else ""
+        lines = [f"{plural(self.rows, 'image')} labelled in {self.out} ({self.seconds:.1f} s): {most}{more}"]
         if self.scores:
             lines.append(f"compared with the images' own labels: {self.scores.summary()}")
         elif self.failed:

@@ -16,6 +16,7 @@ from barlowtwins.journal import Journal
 from barlowtwins.loss import off_diagonal_floor
 from barlowtwins.model import BarlowTwins
 from barlowtwins.monitor import NEIGHBOURS, OnlineKNN, held_out
+from barlowtwins.printing import plural
 from barlowtwins.progress import say
 from barlowtwins.recipes import Settings
 from barlowtwins.run import RunFolder
@@ -59,8 +60,8 @@ def say_how(settings: Settings, plan: Plan, model: BarlowTwins, machine: str, st
     parts = [
         f"recipe {settings.recipe}",
         f"{settings.backbone} ({settings.stem} stem) + {settings.projector}, {weights:.1f} M weights",
-        f"{plan.images:,} images of {settings.channels} x {settings.image_size} x {settings.image_size}",
-        f"{settings.epochs} epochs x {plan.steps_per_epoch} steps of {settings.batch_size}",
+        f"{plural(plan.images, 'image')} of {settings.channels} x {settings.image_size} x {settings.image_size}",
+        f"{plural(settings.epochs, 'epoch')} x {plural(plan.steps_per_epoch, 'step')} of {settings.batch_size}",
         machine,
     ]
     begin = f"resuming at step {step}" if step else "pretraining"
@@ -75,7 +76,8 @@ def last_words(result: PretrainResult) -> str:
     elif result.begun_at == steps:
         head = f"already finished at step {steps:,}: nothing was left to do in {result.out}"
     else:
-        head = f"finished: {steps:,} steps, {settings.epochs} epochs of {result.plan.images:,} images, in {result.out}"
+        done = f"{plural(steps, 'step')}, {plural(settings.epochs, 'epoch')} of {plural(result.plan.images, 'image')}"
+        head = f"finished: {done}, in {result.out}"
     found = []
     if result.loss is not None:
         floor = settings.lambd * off_diagonal_floor(settings.batch_size, int(settings.projector.split("-")[-1]))
@@ -85,7 +87,7 @@ def last_words(result: PretrainResult) -> str:
     if result.images_per_second is not None:
         found.append(f"{result.images_per_second:,.1f} images/s")
     if result.unreadable:
-        found.append(f"{result.unreadable:,} images could not be read")
+        found.append(f"{plural(result.unreadable, 'image')} could not be read")
     lines = [head, *([", ".join(found)] if found else [])]
     if (page := RunFolder(result.out).report).exists():
         lines.append(f"The run as a page: {page}")

@@ -25,6 +25,7 @@ from barlowtwins.embed_job import EmbedJob
 from barlowtwins.embedder import extract, load_embedder
 from barlowtwins.embeddings import INDEX, require_format
 from barlowtwins.errors import ConfigError, DataError, RunLockedError, StoppedEarly
+from barlowtwins.printing import plural
 from barlowtwins.progress import Progress, say
 from barlowtwins.ray_embed import embed_on_ray, require_ray
 from barlowtwins.shards import SHARD_ROWS, Shard, embed_shards
@@ -66,7 +67,7 @@ class EmbedResult:
         if not self.joined:
             return f"this part of {self.out} is done {took}; of {self.rows:,} rows, {self.missing:,} are missing still"
         failed = f"; {self.failed:,} could not be read: NaN, and why in {INDEX}" if self.failed else ""
-        return f"{self.rows:,} rows of {self.dim} features in {self.out} {took}{failed}"
+        return f"{plural(self.rows, 'row')} of {plural(self.dim, 'feature')} in {self.out} {took}{failed}"
 
 
 def embed(config: EmbedConfig, *, shard_rows: int = SHARD_ROWS) -> EmbedResult:

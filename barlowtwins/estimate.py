@@ -33,6 +33,7 @@ from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.mixup import draw_mix, mixed_loss
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer
+from barlowtwins.printing import plural
 from barlowtwins.recipes import Settings
 from barlowtwins.twins import Rows, TwinBatch
 
@@ -100,11 +101,11 @@ class Estimate:
         timed = f"median of {self.timed_steps}"
         timed += f" with {self.timed_images} of {self.images} images" if self.timed_images < self.images else ""
         read = f", reading a batch {self.read_seconds:.3g} s" if self.read_seconds is not None else ""
-        readers = f" over {self.workers} worker(s)" if read and self.workers > 1 else ""
+        readers = f" over {plural(self.workers, 'worker')}" if read and self.workers > 1 else ""
         return (
             f"memory about {_size(m.total)} on {self.device} ({parts})\n"
-            f"time about {_clock(self.seconds)} for {self.steps:,} steps ({self.step_seconds:.3g} s a step, {timed}"
-            f"{read}{readers})"
+            f"time about {_clock(self.seconds)} for {plural(self.steps, 'step')} ({self.step_seconds:.3g} s a step, "
+            f"{timed}{read}{readers})"
         )
 
 

@@ -28,6 +28,7 @@ from barlowtwins.convert import WRITERS, check_free, write_as
 from barlowtwins.errors import MissingExtraError, WeightsError
 from barlowtwins.files import sha256_of, write_bytes
 from barlowtwins.preprocess import Preprocessing
+from barlowtwins.printing import render
 from barlowtwins.version import __version__
 from barlowtwins.weights import load_weights
 
@@ -56,6 +57,11 @@ class ExportResult:
     difference: float | None
     """Largest difference of a feature from the backbone's own, relative to the largest one of its image."""
     notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """What a person is told; what there is none of has no line."""
+        told = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        return render(told)
 
 
 def export(config: ExportConfig) -> ExportResult:

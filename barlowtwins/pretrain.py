@@ -35,7 +35,7 @@ from barlowtwins.mixup import draw_mix, mixed_loss, require_one_process
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer, learning_rate_factor
 from barlowtwins.plan import Plan, plan_run
-from barlowtwins.printing import render
+from barlowtwins.printing import plural, render
 from barlowtwins.recipes import Settings, record, resolve
 from barlowtwins.recipes.observe import observe
 from barlowtwins.resume import agree_on_checkpoint, initialize, restore
@@ -187,8 +187,8 @@ def _train(
         run.sweep()
         facts = {"data_facts": data, "classes": list(source.classes), "plan": dataclasses.asdict(plan)}
         run.write_config({**decided, **facts, "chosen": list(settings.chosen), "world_size": world.size})
-        reading = f"{executor.workers(workers)} worker(s) each; {executor}"
-        machine = f"{device_name(device)}, {precision}, {world.size} process(es), {reading}"
+        reading = f"{plural(executor.workers(workers), 'worker')} each; {executor}"
+        machine = f"{device_name(device)}, {precision}, {plural(world.size, 'process', 'processes')}, {reading}"
         say_how(settings, plan, model, machine, step)
         journal = open_journal(
             config,

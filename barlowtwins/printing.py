@@ -12,9 +12,22 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["plain", "render", "table"]
+__all__ = ["data_size", "plain", "plural", "render", "table"]
 
 LONGEST_LIST = 20  # rows of a list that a person is shown; a program gets all of them
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """How many there are, such as "1 step" or "1,200 steps"; `many` is a plural that is not made by an s."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def data_size(count: float) -> str:
+    """An amount of bytes, such as "94.0 MB"; kilo is a thousand."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {unit}"
+    return f"{count:.0f} B"
 
 
 def plain(value: Any) -> Any:
@@ -44,7 +57,10 @@ def plain(value: Any) -> Any:
 
 
 def render(result: Any) -> str:
-    """How a person reads `result`: its own `summary()`, else a line a field and a table for a list of records."""
+    """How a person reads `result`: its own `summary()`, else a line a field and a table for a list of records.
+
+    Fields that are None, of which there is nothing, have no line.
+    """
     if hasattr(result, "summary"):
         return str(result.summary())
     made = plain(result)
@@ -52,7 +68,7 @@ def render(result: Any) -> str:
         return _records(made)
     if not isinstance(made, dict) or not made:
         return str(result)
-    lines = [[_words(name), _text(value)] for name, value in made.items() if not _is_records(value)]
+    lines = [[_words(n), _text(value)] for n, value in made.items() if value is not None and not _is_records(value)]
     tables = [f"\n{_words(name)}:\n{_records(value)}" for name, value in made.items() if _is_records(value)]
     if not lines and len(tables) == 1:
         return tables[0].partition(":\n")[2]

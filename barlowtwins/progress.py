@@ -12,6 +12,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from barlowtwins.printing import data_size
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -135,10 +137,7 @@ class Progress:
     def _amount(self, value: float) -> str:
         if self.unit != "B":
             return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
-        for power, name in ((9, "GB"), (6, "MB"), (3, "kB")):
-            if value >= 10**power:
-                return f"{value / 10**power:.1f} {name}"
-        return f"{value:.0f} B"
+        return data_size(value)
 
 
 def _terminal_has_a_size() -> bool:

@@ -14,6 +14,7 @@ from barlowtwins.config import PretrainConfig
 from barlowtwins.distributed import World
 from barlowtwins.errors import BarlowTwinsError, CheckpointError, ConfigError, OutputError
 from barlowtwins.model import BarlowTwins
+from barlowtwins.printing import plural
 from barlowtwins.progress import say
 from barlowtwins.published import read_published
 from barlowtwins.recipes import FIELDS
@@ -118,7 +119,8 @@ def find_checkpoint(
         say(f"changed since the checkpoint: {name} was {before}, is {now}{meaning}")
     if checkpoint.world_size != world_size:
         say(
-            f"changed since the checkpoint: {checkpoint.world_size} process(es) shared a batch, now {world_size} do; "
+            f"changed since the checkpoint: {plural(checkpoint.world_size, 'process', 'processes')} shared a batch, "
+            f"now {world_size} do; "
             "the batches, the loss and its gradient are the same, up to rounding"
         )
     epoch_before = checkpoint.data["images"] // checkpoint.config["batch_size"]

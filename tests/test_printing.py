@@ -13,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from barlowtwins.printing import plain, render, table
+from barlowtwins.export import ExportResult
+from barlowtwins.printing import data_size, plain, plural, render, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,3 +115,30 @@ def test_render_what_has_no_fields() -> None:
 def test_table_lines_up() -> None:
     assert table([["a", "bbb"], ["cc", ""]], ["x", "y"]).splitlines() == ["x   y", "a   bbb", "cc"]
     assert table([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "expected"),
+    [
+        (0, ("step",), "0 steps"),
+        (1, ("step",), "1 step"),
+        (12_345, ("image",), "12,345 images"),
+        (1, ("process", "processes"), "1 process"),
+        (2, ("process", "processes"), "2 processes"),
+    ],
+)
+def test_plural(count: int, noun: tuple[str, ...], expected: str) -> None:
+    assert plural(count, *noun) == expected
+
+
+def test_amounts_of_data_have_a_unit_in_which_they_are_not_zero() -> None:
+    sizes = [data_size(count) for count in (0, 999, 1000, 45_678, 1_000_000, 23.45e9)]
+    assert sizes == ["0 B", "999 B", "1.0 kB", "45.7 kB", "1.0 MB", "23.4 GB"]
+
+
+def test_what_there_is_nothing_of_has_no_line() -> None:
+    assert render({"format": "timm", "features": None, "notes": []}).splitlines() == ["format  timm", "notes   none"]
+    assert "-" in render([Row("a", 1.0)])  # but a table has every column
+    exported = ExportResult(Path("w.pth"), "torchvision", "ab" * 32, "resnet18", "(N, 3, 8, 8)", None, None)
+    names = ["out", "format", "sha256", "backbone", "input"]
+    assert [line.split()[0] for line in render(exported).splitlines()] == names

@@ -47,7 +47,7 @@ def test_another_number_of_processes_is_said_with_what_it_means(
     saved(tmp_path, 6)
     config = tiny(tmp_path)
     assert find_checkpoint(config, decided(config), tmp_path, DATA, world_size=4)
-    assert "1 process(es) shared a batch, now 4 do; the batches, the loss" in capsys.readouterr().err
+    assert "1 process shared a batch, now 4 do; the batches, the loss" in capsys.readouterr().err
 
 
 # Which checkpoint -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from barlowtwins.evaluate.feature_pair import LabelledFeatures, plan_feature_pai
 from barlowtwins.evaluate.fewshot import FewShot, few_shot_accuracy
 from barlowtwins.evaluate.job import open_job, write_results
 from barlowtwins.nearest import CHUNK, Features, chunks, nearest, place_of
-from barlowtwins.printing import table
+from barlowtwins.printing import plural, table
 from barlowtwins.progress import Progress, say
 
 __all__ = ["Accuracy", "KNNResult", "evaluate_knn", "knn_accuracy", "knn_predict", "votes"]
@@ -223,12 +223,13 @@ class KNNResult:
         unreadable = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
         rows = [[str(k), f"{self.accuracy[k]:.2f} %", f"{self.top5[k]:.2f} %"] for k in self.accuracy]
         few = [
-            f"{each.shots} images a class: {each.mean:.2f} +- {each.deviation:.2f} % ({len(each.accuracies)} draws)"
+            f"{plural(each.shots, 'image')} a class: {each.mean:.2f} +- {each.deviation:.2f} % "
+            f"({plural(len(each.accuracies), 'draw')})"
             for each in self.few_shot
         ]
         return "\n".join(
             [
-                f"{self.n_val:,} images among {self.n_train:,} of {self.classes} classes{unreadable}; "
+                f"{plural(self.n_val, 'image')} among {self.n_train:,} of {self.classes} classes{unreadable}; "
                 f"features: {self.weights} ({self.seconds:.1f} s)",
                 table(rows, ["k", "kNN top-1", "top-5"]),
                 *few,

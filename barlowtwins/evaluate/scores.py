@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from barlowtwins.errors import DataError
+from barlowtwins.printing import plural
 
 __all__ = ["Scores", "Tally", "wilson_interval"]
 
@@ -64,11 +65,11 @@ class Scores:
     def summary(self) -> str:
         """What a person is told."""
         low, high = self.interval
-        lines = [f"top-1 {self.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}) of {self.images:,} images"]
+        lines = [f"top-1 {self.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}) of {plural(self.images, 'image')}"]
         if self.top5 is not None:
             lines[0] += f", top-5 {self.top5:.2f} %"
         if self.unreadable:
-            lines.append(f"{self.unreadable:,} images could not be read and are not counted")
+            lines.append(f"left out: {plural(self.unreadable, 'image')} that could not be read")
         known = {name: value for name, value in self.per_class.items() if value is not None}
         worst = sorted(known, key=lambda name: known[name])[:CONFUSIONS]
         lines.append("hardest classes: " + ", ".join(f"{name} {known[name]:.1f} %" for name in worst))

@@ -26,6 +26,7 @@ from barlowtwins.errors import DataError, MissingExtraError
 from barlowtwins.evaluate.features import extract_features
 from barlowtwins.evaluate.job import open_job, write_results
 from barlowtwins.evaluate.multilabel import IGNORED, PRESENT, open_multilabel
+from barlowtwins.printing import plural
 from barlowtwins.progress import Progress
 from barlowtwins.weights import load_weights
 
@@ -68,8 +69,9 @@ class SVMResult:
         hardest = sorted(self.average_precision, key=lambda name: self.average_precision[name])[:3]
         named = ", ".join(f"{name} {self.average_precision[name]:.1f}" for name in hardest)
         return (
-            f"mean average precision {self.mean_average_precision:.2f} over {len(self.costs)} classes, "
-            f"{self.train_images:,} images learned, {self.val_images:,} judged ({self.seconds:.1f} s)\n"
+            f"mean average precision {self.mean_average_precision:.2f} over "
+            f"{plural(len(self.costs), 'class', 'classes')}, {plural(self.train_images, 'image')} learned, "
+            f"{self.val_images:,} judged ({self.seconds:.1f} s)\n"
             f"hardest classes: {named}"
         )
 
