@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from barlowtwins.printing import plural
+
 __all__ = [
     "Verdict",
     "alignment",
@@ -29,6 +31,7 @@ __all__ = [
 STILL = 0.05  # feature deviation below which images are told apart by next to nothing
 SHRUNK = 0.5  # an effective rank below this part of its greatest so far is worth a word
 FEW = 4.0  # directions: fewer cannot tell many kinds of images apart
+EARLY = 100  # steps before which a good verdict says little
 WINDOW = 5  # logged losses that are averaged: single ones jump
 RISEN = 1.5  # a loss above this many times its best so far diverges
 
@@ -125,6 +128,7 @@ def judge(observations: Sequence[Mapping[str, Any]]) -> Verdict:
 
     Args:
         observations: records of metrics.jsonl with `effective_rank`, `rank_limit`, `feature_deviation`; oldest first.
+            With a `step` that is small nothing good is said yet, and nothing at all of an untrained network.
     """
     seen = [record for record in observations if "effective_rank" in record]
     if not seen:
@@ -134,6 +138,9 @@ def judge(observations: Sequence[Mapping[str, Any]]) -> Verdict:
     best = max(float(record["effective_rank"]) for record in seen)
     of = f" of at most {limit:,.0f}" if limit else ""
     numbers = f"effective rank {rank:,.1f}{of}, feature deviation {spread:.2f}"
+    step = seen[-1].get("step", EARLY)
+    if step == 0:
+        return Verdict("none", f"Too early to say: nothing is trained yet ({numbers}).")
     if spread < STILL:
         words = f"Collapsed: nearly the same features for every image ({numbers})."
         return Verdict("bad", words, "Try a lower --lr first, then longer --warmup-epochs.")
@@ -143,6 +150,8 @@ def judge(observations: Sequence[Mapping[str, Any]]) -> Verdict:
     if rank < SHRUNK * best:
         words = f"Shrinking: the effective rank was {best:,.1f} before ({numbers})."
         return Verdict("watch", words, "If the kNN falls, too, try a lower --lr first.")
+    if step < EARLY:
+        return Verdict("none", f"Too early to say, after {plural(step, 'step')}; no sign of a collapse ({numbers}).")
     return Verdict("good", f"No collapse: images spread along many directions ({numbers}).")
 
 

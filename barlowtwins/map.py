@@ -19,13 +19,15 @@ import torch
 
 from barlowtwins.config import MapConfig
 from barlowtwins.device import default_workers
-from barlowtwins.embeddings import OK, Embeddings, IndexRow, open_embeddings
-from barlowtwins.errors import DataError, MissingExtraError
-from barlowtwins.files import atomic_write, write_text
+from barlowtwins.embeddings import OK, Embeddings, open_embeddings
+from barlowtwins.errors import DataError
+from barlowtwins.files import write_text
 from barlowtwins.nearest import CHUNK, chunks, unit_rows
 from barlowtwins.pages import base64_of, json_block, page, shipped
+from barlowtwins.points_file import require_arrow, spelt, write_points
+from barlowtwins.printing import data_size, plural
 from barlowtwins.progress import Progress, say
-from barlowtwins.projection import cluster, project
+from barlowtwins.projection import REDUCED, cluster, pca, project, require_method
 from barlowtwins.thumbnails import Sheets, images_of, sheets
 
 __all__ = ["MapResult", "map"]
@@ -49,9 +51,10 @@ class MapResult:
     seconds: float
 
     def summary(self) -> str:
-        pictures = f"{self.thumbnails:,} thumbnails" if self.thumbnails else "no thumbnails"
+        pictures = plural(self.thumbnails, "thumbnail") if self.thumbnails else "no thumbnails"
         also = f"; the points for other tools are in {self.export}" if self.export else ""
-        return f"{self.out}: {self.points:,} points, {pictures}, {self.bytes / 1e6:.1f} MB ({self.seconds:.0f} s){also}"
+        points = plural(self.points, "point")
+        return f"{self.out}: {points}, {pictures}, {data_size(self.bytes)} ({self.seconds:.0f} s){also}"
 
 
 def map(config: MapConfig) -> MapResult:
@@ -63,8 +66,9 @@ def map(config: MapConfig) -> MapResult:
         OutputError: a file cannot be written.
     """
     started = time.monotonic()
+    require_method(config.method)
     if config.export:
-        _arrow()
+        require_arrow()
     opened = open_embeddings(config.embeddings)
     entries = [entry for entry in opened.index() if entry.status == OK]
     if not entries:
@@ -72,10 +76,11 @@ def map(config: MapConfig) -> MapResult:
     rows = np.fromiter((entry.row for entry in entries), np.int64, len(entries))
     features = opened.features if len(rows) == len(opened.features) else opened.features[rows]  # (N, D)
 
-    say(f"{len(rows):,} points by {METHODS[config.method]} ...")
-    points = project(features, config.method, seed=config.seed)  # (N, 2)
+    say(f"{plural(len(rows), 'point')} by {METHODS[config.method]} ...")
+    components = pca(features, REDUCED)  # (N, <= REDUCED)
+    points = project(components, config.method, seed=config.seed)  # (N, 2)
     labelled = any(entry.label for entry in entries)
-    clusters = cluster(features, config.clusters, seed=config.seed)  # (N,)
+    clusters = cluster(components, config.clusters, seed=config.seed)  # (N,)
     found, similarity = _neighbours(features, min(config.neighbours, len(rows) - 1))  # (N, K) each
     pictures = _pictures(config, opened, rows)
 
@@ -94,11 +99,11 @@ def map(config: MapConfig) -> MapResult:
         "points": base64_of(points.astype(np.float32)),
         "view": [*np.quantile(points, EDGE, axis=0).tolist(), *np.quantile(points, 1 - EDGE, axis=0).tolist()],
         "kinds": base64_of(np.asarray(kinds, np.int32)),
-        "names": [_spelt(name) or "(no label)" for name in names],
+        "names": [spelt(name) or "(no label)" for name in names],
         "by": "label" if by_label else "cluster",
         "rows": base64_of(rows.astype(np.int32)),
-        "paths": [_spelt(entry.path) for entry in entries],
-        "labels": [_spelt(entry.label) for entry in entries] if labelled and not by_label else [],
+        "paths": [spelt(entry.path) for entry in entries],
+        "labels": [spelt(entry.label) for entry in entries] if labelled and not by_label else [],
         "k": found.shape[1],
         "neighbours": base64_of(found.astype(np.int32)),
         "similarity": base64_of(np.rint(similarity * 100).astype(np.int8)),
@@ -106,7 +111,7 @@ def map(config: MapConfig) -> MapResult:
     }
     write_text(config.out, _page(data, pictures))
     if config.export:
-        _export(Path(config.export), opened, entries, points, clusters, found, similarity)
+        write_points(Path(config.export), opened, entries, points, clusters, found, similarity)
     size = Path(config.out).stat().st_size
     return MapResult(config.out, len(rows), pictures.count, size, config.export, seconds=time.monotonic() - started)
 
@@ -140,6 +145,10 @@ def _pictures(config: MapConfig, opened: Embeddings, rows: npt.NDArray[np.int64]
     made = sheets(source, rows.tolist(), budget=int(config.thumbnails * 1e6), workers=workers)
     if made.count < len(rows):
         say(f"{made.count:,} of {len(rows):,} points have thumbnails: --thumbnails allows {config.thumbnails:g} MB")
+    elif made.small:
+        say(
+            f"thumbnails of {made.side} pixels, so that all fit into {config.thumbnails:g} MB; --thumbnails allows more"
+        )
     return made
 
 
@@ -150,50 +159,3 @@ def _page(data: dict[str, Any], pictures: Sheets) -> str:
     return page(
         f"{data['title']} - map", "\n".join([shipped("map.html"), *blocks]), styles=["map.css"], script="map.js"
     )
-
-
-def _spelt(value: str) -> str:
-    """Text as any page can show it: bytes that are no UTF-8 are spelt out."""
-    return value.encode("utf-8", "backslashreplace").decode()
-
-
-def _export(
-    path: Path,
-    opened: Embeddings,
-    entries: list[IndexRow],
-    points: npt.NDArray[np.float32],
-    clusters: npt.NDArray[np.int64],
-    found: npt.NDArray[np.int64],
-    similarity: npt.NDArray[np.float32],
-) -> None:
-    """One row a point; `neighbors` is as Embedding Atlas reads it, its ids counting the rows of this file."""
-    arrow, parquet = _arrow()
-    root = opened.meta["root"]
-    paths = [entry.path if root is None else str(Path(root) / entry.path) for entry in entries]
-    near = [
-        {"ids": ids, "distances": distances}
-        for ids, distances in zip(found.tolist(), (1 - similarity).tolist(), strict=True)
-    ]
-    kind = arrow.struct([("ids", arrow.list_(arrow.int64())), ("distances", arrow.list_(arrow.float32()))])
-    table = arrow.table(
-        {
-            "row": arrow.array([entry.row for entry in entries], arrow.int64()),
-            "path": arrow.array([_spelt(path) for path in paths], arrow.string()),
-            "label": arrow.array([_spelt(entry.label) for entry in entries], arrow.string()),
-            "cluster": arrow.array(clusters.tolist(), arrow.int64()),
-            "x": arrow.array(points[:, 0], arrow.float32()),
-            "y": arrow.array(points[:, 1], arrow.float32()),
-            "neighbors": arrow.array(near, kind),
-        }
-    )
-    with atomic_write(path) as file:
-        parquet.write_table(table, file)
-
-
-def _arrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise MissingExtraError("pyarrow", "parquet") from None
-    return pyarrow, pyarrow.parquet

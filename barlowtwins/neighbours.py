@@ -19,8 +19,8 @@ from barlowtwins.images import Unreadable, read_image
 from barlowtwins.nearest import nearest
 from barlowtwins.preprocess import Preprocessing
 from barlowtwins.printing import table
-from barlowtwins.sheets import Tile, draw_sheet, require_picture, write_sheet
 from barlowtwins.thumbnails import images_of
+from barlowtwins.tiles import Tile, draw_sheet, require_picture, write_sheet
 
 __all__ = ["Neighbour", "NeighboursResult", "neighbours"]
 
@@ -45,6 +45,10 @@ class NeighboursResult:
     query: str
     """The image file, or the row's own path."""
     neighbours: tuple[Neighbour, ...]
+    label: str = ""
+    """Class name of the query, if it is one of the rows and labelled; else empty."""
+    sheet: str | None = None
+    """The picture that was written."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON knows them."""
@@ -53,7 +57,9 @@ class NeighboursResult:
     def summary(self) -> str:
         """What a person is told."""
         rows = [[f"{found.cosine:.4f}", str(found.row), found.path, found.label] for found in self.neighbours]
-        return f"nearest to {self.query}:\n{table(rows, ['cosine', 'row', 'path', 'label'])}"
+        whose = f"{self.query} ({self.label})" if self.label else self.query
+        picture = f"\nthe same as a picture: {self.sheet}" if self.sheet else ""
+        return f"nearest to {whose}:\n{table(rows, ['cosine', 'row', 'path', 'label'])}{picture}"
 
 
 def neighbours(config: NeighboursConfig) -> NeighboursResult:
@@ -73,11 +79,11 @@ def neighbours(config: NeighboursConfig) -> NeighboursResult:
     usable = opened.meta["rows"] - opened.meta["failed"]
     if config.query.isdecimal() and not Path(config.query).exists():
         own = int(config.query)
-        query, name = _row(opened, own)
+        query, name, label = _row(opened, own)
         wanted = min(config.k + 1, usable)  # one more: the row itself is its nearest
     else:
         own = -1
-        query, name = _embed(opened, config.query), config.query
+        query, name, label = _embed(opened, config.query), config.query, _label_of(opened, config.query)
         wanted = min(config.k, usable)
     if not wanted:
         raise DataError(f"no image in {config.embeddings} could be read; its index.csv says why")
@@ -86,9 +92,8 @@ def neighbours(config: NeighboursConfig) -> NeighboursResult:
     found.pop(own, None)
     nearest_rows = list(found)[: config.k]
     entries = {entry.row: entry for entry in opened.index() if entry.row in found}
-    result = NeighboursResult(
-        name, tuple(Neighbour(row, entries[row].path, entries[row].label, found[row]) for row in nearest_rows)
-    )
+    listed = tuple(Neighbour(row, entries[row].path, entries[row].label, found[row]) for row in nearest_rows)
+    result = NeighboursResult(name, listed, label, config.sheet)
     if config.sheet:
         write_sheet(config.sheet, _sheet(result, opened, own, config))
     return result
@@ -104,19 +109,26 @@ def _sheet(result: NeighboursResult, opened: Embeddings, own: int, config: Neigh
     if source is None:
         raise DataError(f"the images of {opened.meta['data']}, for --sheet, are not at hand; --data-root says where")
     query = source.read(own) if own >= 0 else read_image(config.query)
-    tiles = [Tile(_picture(query), ("query", Path(result.query).name), marked=True)]
-    for found in result.neighbours:
-        words = (f"{found.cosine:.3f}", *([found.label] if found.label else []), Path(found.path).name)
-        tiles.append(Tile(_picture(source.read(found.row)), words))
+    tiles = [
+        Tile(_picture(query), _words("query", result.label, result.query), marked=True),
+        *(
+            Tile(_picture(source.read(found.row)), _words(f"{found.cosine:.3f}", found.label, found.path))
+            for found in result.neighbours
+        ),
+    ]
     return draw_sheet([tiles[i : i + ACROSS] for i in range(0, len(tiles), ACROSS)])
+
+
+def _words(first: str, label: str, path: str) -> tuple[str, ...]:
+    return (first, *([label] if label else []), Path(path).name)
 
 
 def _picture(image: Image.Image | Unreadable) -> Image.Image | None:
     return None if isinstance(image, Unreadable) else image
 
 
-def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str]:
-    """Features (D,) and path of a row."""
+def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str, str]:
+    """Features (D,), path and label of a row."""
     if row >= len(opened.features):
         raise UsageError(
             f"there is no row {row}: {opened.folder} has rows 0 to {len(opened.features) - 1}; choose one of these"
@@ -124,7 +136,16 @@ def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str]:
     entry = next(itertools.islice(opened.index(), row, None))
     if entry.status != OK:
         raise DataError(f"row {row} ({entry.path}) has no features ({entry.status}); choose another row")
-    return np.array(opened.features[row]), entry.path
+    return np.array(opened.features[row]), entry.path, entry.label
+
+
+def _label_of(opened: Embeddings, image: str) -> str:
+    """The label of an image file that is one of the rows; else empty."""
+    root, file = opened.meta["root"], Path(image).resolve()
+    if root is None or not file.is_relative_to(Path(root).resolve()):
+        return ""
+    path = file.relative_to(Path(root).resolve()).as_posix()
+    return next((entry.label for entry in opened.index() if entry.path == path), "")
 
 
 def _embed(opened: Embeddings, image: str) -> npt.NDArray[np.float32]:

@@ -27,9 +27,10 @@ from barlowtwins.tars import is_tar
 __all__ = ["Sheets", "images_of", "sheets", "thumbnail"]
 
 LEAST, MOST = 24, 96  # s
+MARGIN = 0.95  # of the budget is planned with: a trial is not the whole
 ACROSS = 16  # thumbnails a row and a column of a sheet
 QUALITY = 70
-BYTES_A_PIXEL = 0.55 * 4 / 3  # of a WebP file of that quality in base64; only a guess for s, the bound is kept anyway
+BYTES_A_PIXEL = 0.55 * 4 / 3  # of a WebP file of that quality in base64; a guess that a trial sheet corrects
 
 
 def images_of(opened: Embeddings, data_root: str | None = None) -> Source | None:
@@ -87,6 +88,8 @@ class Sheets:
     """WebP in base64."""
     count: int
     """Images that have a thumbnail: the first ones."""
+    small: bool = False
+    """Whether they are smaller than they would be with more bytes."""
 
 
 def sheets(source: Source, rows: Sequence[int], *, budget: int, workers: int) -> Sheets:
@@ -95,11 +98,11 @@ def sheets(source: Source, rows: Sequence[int], *, budget: int, workers: int) ->
     Args:
         source: the images.
         rows: which of them, in order.
-        budget: bytes of all sheets at most; what does not fit is left out.
+        budget: bytes of all sheets at most. The side is chosen so that all fit; what does not at the least side is
+            left out.
         workers: processes that read.
     """
-    side = int(math.sqrt(budget / (max(1, len(rows)) * BYTES_A_PIXEL)))
-    side = max(LEAST, min(MOST, side, max(source.size) if source.size else MOST))
+    side = _side(source, rows, budget)
     files: list[str] = []
     count = used = 0
     plan = [tuple(rows[r.start : r.stop]) for r in ranges(0, len(rows), ACROSS**2)]
@@ -115,7 +118,26 @@ def sheets(source: Source, rows: Sequence[int], *, budget: int, workers: int) ->
             files.append(sheet)
             count += len(entry)
             progress.update(len(entry))
-    return Sheets(side, ACROSS, files, count)
+    return Sheets(side, ACROSS, files, count, small=side < _most(source))
+
+
+def _most(source: Source) -> int:
+    return min(MOST, max(source.size) if source.size else MOST)
+
+
+def _side(source: Source, rows: Sequence[int], budget: int) -> int:
+    """The side with which all thumbnails should fit, from a trial of some where that is not obvious."""
+    most = _most(source)
+    guess = math.sqrt(budget / (max(1, len(rows)) * BYTES_A_PIXEL))
+    if guess > 2 * most:  # there is room for four times the bytes that are expected
+        return most
+    side = max(LEAST, min(most, int(guess)))
+    trial = tuple(rows[:: -(-len(rows) // ACROSS**2)])
+    for _ in range(2):  # smaller ones have more bytes a pixel
+        pixels = len(trial) * side**2
+        right = math.sqrt(MARGIN * budget * pixels / (len(rows) * len(_Reader(source, side)[trial])))
+        side = max(LEAST, min(most, int(right)))
+    return side
 
 
 class _Reader:

@@ -10,7 +10,7 @@ import pytest
 
 __all__ = ["Browser", "open_browser"]
 
-PHONE, DESKTOP = (375, 720), (1200, 860)
+PHONE, DESKTOP = (360, 740), (1200, 860)
 
 
 class Browser:

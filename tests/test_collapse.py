@@ -41,8 +41,8 @@ def test_feature_deviation_is_1_where_rows_point_everywhere_and_0_where_they_poi
     assert feature_deviation(x + 3) < 0.5  # a common part
 
 
-def record(rank: float, deviation: float = 0.8) -> dict[str, float]:
-    return {"effective_rank": rank, "rank_limit": 500, "feature_deviation": deviation}
+def record(rank: float, deviation: float = 0.8, **step: int) -> dict[str, float]:
+    return {"effective_rank": rank, "rank_limit": 500, "feature_deviation": deviation, **step}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,11 @@ def record(rank: float, deviation: float = 0.8) -> dict[str, float]:
         ([record(90), record(80, deviation=0.01)], "bad", "Collapsed"),
         ([record(90), record(2.5)], "bad", "Dimensional collapse"),
         ([record(120), record(50)], "watch", "Shrinking: the effective rank was 120.0"),
+        ([record(90, step=0), record(120, step=100)], "good", "No collapse"),
+        ([record(90, step=0), record(120, step=99)], "none", "Too early to say, after 99 steps; no sign"),
+        ([record(90, step=0), record(120, step=1)], "none", "Too early to say, after 1 step; no sign"),
+        ([record(2.5, deviation=0.01, step=0)], "none", "Too early to say: nothing is trained yet"),
+        ([record(90, step=0), record(80, deviation=0.01, step=20)], "bad", "Collapsed"),
     ],
 )
 def test_a_collapse_is_said_in_words(seen: list[dict[str, float]], level: str, words: str) -> None:

@@ -9,7 +9,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from barlowtwins.figures import MOST_POINTS, Chart, Series, charts, correlation_pixels, draw, spectrum_chart, thinned
+from barlowtwins.charts import MOST_POINTS, Chart, Series, charts, spectrum_chart, thinned
+from barlowtwins.figures import correlation_pixels, draw, tick
 
 RECORDS = [
     {"step": 0, "epoch": 0, "effective_rank": 9.0, "rank_limit": 32, "feature_deviation": 0.3},
@@ -40,6 +41,18 @@ def test_a_log_without_something_has_no_chart_of_it() -> None:
     assert "Loss" in titles
     assert "Online kNN, held-out images" not in titles
     assert charts([], 0.005) == []
+
+
+def test_knn_stands_between_chance_and_all() -> None:
+    record = {"step": 20, "epoch": 2, "knn": 75.0, "probe": 80.0}
+    chart = next(chart for chart in charts([*RECORDS, record], 0.005, classes=8) if "kNN" in chart.title)
+
+    assert chart.zero
+    assert [(curve.name, curve.x, curve.y, curve.bound) for curve in chart.series] == [
+        ("top-1, %", (1.0, 2.0), (71.5, 75.0), False),
+        ("linear probe, %", (2.0,), (80.0,), False),
+        ("chance", (1.0, 2.0), (12.5, 12.5), True),
+    ]
 
 
 def test_equal_learning_rates_are_one_curve() -> None:
@@ -83,6 +96,52 @@ def test_a_drawing_is_well_formed_takes_the_colours_of_its_page_and_has_all_poin
     assert len(re.findall(r"[ML]", line)) == 20
     heights = [float(y) for _, y in re.findall(r"[ML] (\S+) (\S+)", line)]
     assert all((a - b) * (-1) ** i > 0 for i, (a, b) in enumerate(itertools.pairwise(heights)))
+
+
+def _lines(svg: str, colour: str) -> list[list[tuple[float, float]]]:
+    """The corners of each line of a colour."""
+    root = ET.fromstring(svg)
+    drawn = [path.attrib for path in root.iter("{http://www.w3.org/2000/svg}path") if colour in str(path.attrib)]
+    return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path["d"])] for path in drawn]
+
+
+def test_a_bound_that_never_changes_is_a_line_over_the_whole_width_also_where_there_is_one_point() -> None:
+    pytest.importorskip("matplotlib")
+    svg = draw(Chart("Loss", "epoch", (Series("loss", (1,), (40,)), Series("floor", (1,), (5,), bound=True)), log=True))
+
+    ((left, height), (right, other)) = _lines(svg, "--s2")[0]
+    _, _, width, _ = map(float, re.findall(r'viewBox="(.*?)"', svg)[0].split())
+    assert height == other
+    assert right - left > 0.75 * width
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (60, "60"),
+        (1000, "1,000"),
+        (250_000, "250,000"),
+        (2_500_000, "2.5 M"),
+        (-0.8, "\u22120.8"),
+        (0.0005, "0.0005"),
+        (2e-5, "2e-5"),
+        (0.1 + 0.2, "0.3"),
+    ],
+)
+def test_a_tick_is_whole_by_itself(value: float, words: str) -> None:
+    assert tick(value) == words
+
+
+@pytest.mark.parametrize("most", [2.5e-5, 3e3, 4.2e6])
+def test_an_axis_has_no_factor_of_its_own(most: float) -> None:
+    pytest.importorskip("matplotlib")
+    svg = draw(Chart("x", "step", (Series("a", (0, 4e6), (most / 9, most)),)))
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+    assert "4 M" in texts
+    assert all(re.fullmatch(r"step|[\d,.]+( M)?|[\d.]+e-\d", text) for text in texts), texts
 
 
 def test_colours_of_a_matrix_tell_sign_and_size() -> None:

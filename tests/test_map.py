@@ -110,7 +110,7 @@ def _visible(browser: Browser, near: np.ndarray) -> tuple[int, float, float]:
     """A point that is the nearest to its own place on the screen, and its place."""
     for place in range(len(near)):
         x, y = _pixel(browser, place)
-        covered = browser.run("return document.elementFromPoint(...arguments).id !== 'map'", x, y)
+        covered = browser.run("return document.elementFromPoint(...arguments)?.id !== 'map'", x, y)
         if not covered and browser.run("return barlowtwinsMap.at(arguments[0], arguments[1], 10)", x, y) == place:
             return place, x, y
     raise AssertionError("no point can be seen")
@@ -219,6 +219,78 @@ def test_thumbnails_stay_within_their_budget(folder: Path, tmp_path: Path) -> No
     sheets = re.findall(r'id="sheet\d+">([^<]*)<', out.read_text("utf-8"))
     assert sum(map(len, sheets)) <= 2000
     assert result.thumbnails < N
+
+
+def test_thumbnails_shrink_so_that_all_fit_and_it_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(N):  # of noise, which takes many more bytes than is guessed
+        Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8)).save(tmp_path / "photos" / f"{i:02}.png")
+    entries = [IndexRow(i, f"{i:02}.png", "", "ok") for i in range(N)]
+    emb = write_embeddings(tmp_path / "emb", rng.normal(size=(N, D)), entries, root=str(tmp_path / "photos"))
+    found = {}
+    for budget in (0.1, 0.2, 5):
+        out = tmp_path / "map.html"
+        result = draw_map(MapConfig(str(emb), out=str(out), thumbnails=budget, workers=0))
+        assert result.thumbnails == N
+        found[budget] = _data(out)["thumbnails"]["side"], capsys.readouterr().err
+        assert sum(map(len, re.findall(r'id="sheet\d+">([^<]*)<', out.read_text("utf-8")))) <= budget * 1e6
+
+    assert 24 <= found[0.1][0] < found[0.2][0] < found[5][0] == 96
+    assert f"thumbnails of {found[0.2][0]} pixels, so that all fit into 0.2 MB" in found[0.2][1]
+    assert "so that all fit" not in found[5][1]
+
+
+@pytest.mark.slow
+def test_a_map_of_50_000_points_opens_and_answers(tmp_path: Path, browser: Browser) -> None:
+    n, kinds, files = 50_000, 12, 64
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i, pixels in enumerate(draw_shapes(files, split="train", size=32)[0]):
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i:02}.png")
+    features = (rng.normal(size=(kinds, D))[np.arange(n) % kinds] + rng.normal(size=(n, D))).astype(np.float32)
+    entries = [IndexRow(i, f"{i % files:02}.png", f"kind {i % kinds}", "ok") for i in range(n)]
+    emb = write_embeddings(tmp_path / "emb", features, entries, root=str(tmp_path / "photos"))
+    out = tmp_path / "map.html"
+    result = draw_map(MapConfig(str(emb), out=str(out), neighbours=4, thumbnails=10, workers=0))
+
+    assert (result.points, result.thumbnails) == (n, n)
+    assert result.bytes < 10e6 + 120 * n  # the thumbnails, and what a point takes beside
+    browser.open(out, size=DESKTOP)
+    places = np.array(browser.run("return Array.from({length: arguments[0]}, (_, i) => barlowtwinsMap.toPixel(i))", n))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    tried = 0
+    for x, y in ((600, 430), (520, 380), (650, 300), (700, 450)):
+        away = np.hypot(*(places - (x, y)).T)
+        place = int(away.argmin())
+        if away[place] > 5:
+            continue
+        tried += 1
+        browser.mouse("mouseMoved", x, y)
+        browser.wait("document.querySelector('#tip:not([hidden]) canvas[data-drawn]')")
+        assert browser.text("#tip .path") == f"{place % files:02}.png"
+        assert browser.text("#tip .label") == f"kind {place % kinds}"
+        browser.click(x, y)
+        browser.wait("document.querySelectorAll('#near canvas[data-drawn]').length === 4")
+        assert f"row {place}" in browser.text("#chosen")
+        near = np.argsort(-(unit @ unit[place]))[1:5]
+        shown = browser.run("return [...document.querySelectorAll('#near button')].map((part) => part.innerText)")
+        assert [text.split()[1:] for text in shown] == [
+            ["kind", str(row % kinds), f"{row % files:02}.png"] for row in near
+        ]
+        browser.run("document.getElementById('close').click()")
+        browser.mouse("mouseMoved", 600, 2)
+    assert tried >= 2
+    browser.screenshot(tmp_path / "map.png")
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "map.png")))) > 20
+    assert browser.errors() == []
+
+
+def test_a_page_of_few_bytes_is_not_of_0_megabytes(folder: Path, tmp_path: Path) -> None:
+    result = draw_map(MapConfig(str(folder), out=str(tmp_path / "map.html"), thumbnails=0, workers=0))
+    assert re.search(rf": {N - 1} points, no thumbnails, \d+\.\d kB \(0 s\)$", result.summary())
 
 
 def test_pandas_reads_the_points(folder: Path, tmp_path: Path) -> None:

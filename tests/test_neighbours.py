@@ -111,5 +111,23 @@ def test_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["neighbours", str(work / "out"), "--query", "0", "--k", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [set(found) for found in result["neighbours"]] == [{"row", "path", "label", "cosine"}] * 2
+    assert result["label"] == "class0" and result["sheet"] is None
     assert main(["neighbours", str(work / "out"), "--query", "0", "--k", "2"]) == 0
-    assert "cosine" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "nearest to class0/0000.png (class0):"
+    assert lines[1].split() == ["cosine", "row", "path", "label"]
+    assert len(lines) == 4
+
+
+def test_the_label_of_a_file_is_known_where_it_is_one_of_the_rows(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = work / "images" / "class1" / "0005.png"
+    shutil.copy(image, tmp_path / "other.png")
+    monkeypatch.chdir(image.parent)
+    found = [
+        neighbours(NeighboursConfig(str(work / "out"), str(query), k=1))
+        for query in (image, "0005.png", tmp_path / "other.png")
+    ]
+    assert [each.label for each in found] == ["class1", "class1", ""]
+    assert found[2].summary().startswith(f"nearest to {tmp_path / 'other.png'}:\n")

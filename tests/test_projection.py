@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from barlowtwins.projection import cluster, pca, project
+from barlowtwins.progress import Progress
+from barlowtwins.projection import REDUCED, cluster, pca, project
 
 
 def blobs(n: int = 300, d: int = 24, kinds: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -29,15 +32,16 @@ def test_clusters_are_found_and_numbered_by_size() -> None:
     x, kind = blobs()
     x, kind = x[kind != 2][:150], kind[kind != 2][:150]
     x, kind = np.concatenate([x, x[kind == 1][:40]]), np.concatenate([kind, np.ones(40, int)])
-    found = cluster(x, 2, seed=3)
+    components = pca(x, REDUCED)
+    found = cluster(components, 2, seed=3)
 
     np.testing.assert_array_equal(found, (kind == 0).astype(int))  # kind 1 is larger, so it is cluster 0
-    np.testing.assert_array_equal(found, cluster(x, 2, seed=3))
+    np.testing.assert_array_equal(found, cluster(components, 2, seed=3))
 
 
 def test_fewer_different_rows_than_clusters() -> None:
-    assert set(cluster(np.ones((7, 3), np.float32), 5).tolist()) == {0}
-    assert len(cluster(np.eye(3, dtype=np.float32), 10)) == 3
+    assert set(cluster(pca(np.ones((7, 3), np.float32), 3), 5).tolist()) == {0}
+    assert len(cluster(pca(np.eye(3, dtype=np.float32), 3), 10)) == 3
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne", pytest.param("umap", marks=pytest.mark.slow)])
@@ -46,7 +50,7 @@ def test_every_method_keeps_kinds_apart(method: str) -> None:
     if method == "umap":
         pytest.importorskip("umap", reason="umap-learn is not installed (extra map)")
     x, kind = blobs(90)
-    points = project(x, method, seed=0)
+    points = project(pca(x, REDUCED), method, seed=0)
 
     assert points.shape == (90, 2)
     assert points.dtype == np.float32
@@ -58,7 +62,32 @@ def test_every_method_keeps_kinds_apart(method: str) -> None:
 @pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_few_points(n: int, method: str) -> None:
-    points = project(np.eye(6, dtype=np.float32)[:n], method)
+    points = project(pca(np.eye(6, dtype=np.float32)[:n], REDUCED), method)
 
     assert points.shape == (n, 2)
     assert np.isfinite(points).all()
+
+
+def test_points_of_pca_are_the_first_two_components() -> None:
+    x, _ = blobs()
+    np.testing.assert_array_equal(project(pca(x, REDUCED), "pca"), pca(x, 2))
+
+
+@pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")  # of foreign libraries
+def test_long_methods_say_how_far_they_are_and_nothing_else(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if method == "umap":
+        pytest.importorskip("umap", reason="umap-learn is not installed (extra map)")
+    monkeypatch.setattr(Progress.__init__, "__kwdefaults__", {**Progress.__init__.__kwdefaults__, "interval": 0.0})
+    x, _ = blobs(90)
+    project(pca(x, REDUCED), method, seed=0)
+
+    captured = capsys.readouterr()
+    name = {"tsne": "t-SNE", "umap": "UMAP"}[method]
+    done = [int(step.replace(",", "")) for step in re.findall(rf"{name}: ([\d,]+)/[\d,]+ step", captured.err)]
+    assert len(done) > 3
+    assert done == sorted(done)
+    assert all(line.startswith((name, "principal components")) for line in captured.err.splitlines())
+    assert captured.out == ""

@@ -17,7 +17,8 @@ from training import tiny
 from barlowtwins.cli import main
 from barlowtwins.collapse import Verdict
 from barlowtwins.pretrain import pretrain
-from barlowtwins.report import build, write_report
+from barlowtwins.report import write_report
+from barlowtwins.report_page import build
 from barlowtwins.shapes import draw_shapes
 from barlowtwins.snapshots import list_snapshots, load_snapshot
 
@@ -94,7 +95,7 @@ def test_numbers_on_the_page_are_those_of_the_run(run: Path, browser: Browser) -
     c = now.correlation.astype(np.float32)
     caption = browser.text(".matrices figure:last-child figcaption")
     assert f"on the diagonal {np.diag(c).mean():.2f} on average" in caption
-    assert browser.text("#verdict").startswith(("No collapse", "Shrinking", "Dimensional", "Collapsed"))
+    assert browser.text("#verdict").startswith("Too early to say, after 4 steps")
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -15,7 +15,8 @@ from barlowtwins.augment_pillow import apply_view
 from barlowtwins.cli import main
 from barlowtwins.config import AugmentConfig
 from barlowtwins.data import open_source
-from barlowtwins.sheets import GAP, MARGIN, SIDE, Tile, augment, describe, draw_sheet
+from barlowtwins.sheets import SIDE, augment, describe
+from barlowtwins.tiles import GAP, LINE, MARGIN, Tile, draw_sheet
 from barlowtwins.views import Jitter, ViewParameters, augmentation, draw_views, rng_for
 
 
@@ -63,17 +64,36 @@ def test_augment_shows_the_views_that_training_would_see(tmp_path: Path) -> None
     source, recipe = open_source("shapes:50"), augmentation("shapes")
     image = source.read(0)
     with Image.open(out) as sheet:
-        top = MARGIN + 2 * 18  # below the title
-        for view, parameters in enumerate(draw_views(recipe, 32, 32, rng_for(7, 3, 0))):
-            expected = apply_view(image, parameters, recipe).resize((SIDE, SIDE), Image.Resampling.NEAREST)
-            np.testing.assert_array_equal(tile(sheet, top, 1 + view, SIDE), np.asarray(expected))
-        lines = max(3, *(1 + len(describe(p)) for p in draw_views(recipe, 32, 32, rng_for(7, 3, 0))))
-        below = top + SIDE + 18 * lines + GAP  # the same views by the batched executor
+        top = MARGIN + 2 * LINE  # below the title
+        pair = draw_views(recipe, 32, 32, rng_for(7, 3, 0))
         batched = TwinTransform(dataclasses.replace(recipe, mean=(0.0,) * 3, std=(1.0,) * 3), "batched", seed=7)
-        for view, y in enumerate(batched(image, epoch=3, index=0)):
-            shown = tile(sheet, below, 1 + view, SIDE)[::26, ::26]  # a pixel in 32 / 8 of each tile
-            pixels = (y * 255).round().permute(1, 2, 0).numpy()[::4, ::4]
-            np.testing.assert_array_equal(shown, pixels)
+        for view, (parameters, y) in enumerate(zip(pair, batched(image, epoch=3, index=0), strict=True)):
+            expected = apply_view(image, parameters, recipe).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+            np.testing.assert_array_equal(tile(sheet, top, 1 + 2 * view, SIDE), np.asarray(expected))
+            shown = tile(sheet, top, 2 + 2 * view, SIDE)[::26, ::26]  # a pixel in 32 / 8 of each tile
+            np.testing.assert_array_equal(shown, (y * 255).round().permute(1, 2, 0).numpy()[::4, ::4])
+            # The same words under both but for the executor's name and, below all, how far they differ.
+            height = LINE * len(describe(parameters))
+            words = [
+                np.asarray(sheet.crop((left, top + SIDE + 3 + LINE, left + SIDE, top + SIDE + 3 + LINE + height)))
+                for left in (MARGIN + (1 + 2 * view + i) * (SIDE + GAP) for i in (0, 1))
+            ]
+            assert words[0].min() < 150
+            np.testing.assert_array_equal(*words)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("shapes:8", "shows 6 of 8 images, evenly spread (--images: more), and 12 views of 32 x 32 pixels (shapes)"),
+        ("shapes:4", "shows all 4 images, and 8 views of"),
+        ("shapes:1", "shows 1 image, and 2 views of"),
+    ],
+)
+def test_augment_says_how_many_of_all_it_shows(data: str, words: str, tmp_path: Path) -> None:
+    result = augment(AugmentConfig(data, str(tmp_path / "s.png"), pairs=1))
+    assert words in result.summary()
+    assert result.summary().endswith("each by both executors")
 
 
 def test_augment_shows_what_cannot_be_read_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +102,7 @@ def test_augment_shows_what_cannot_be_read_as_such(tmp_path: Path, capsys: pytes
     command = ["augment", str(tmp_path / "photos"), "--out", str(tmp_path / "sheet.webp"), "--image-size", "16"]
 
     assert main([*command, "--augmentation", "imagenet", "--pairs", "1"]) == 0
-    assert "3 images, 4 views" in capsys.readouterr().out
+    assert "shows all 3 images, and 4 views" in capsys.readouterr().out
     with Image.open(tmp_path / "sheet.webp") as sheet:
         assert sheet.width > 3 * SIDE
 
@@ -118,7 +138,8 @@ def test_neighbours_as_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
 
     assert main(["neighbours", emb, "--query", str(photos / keys[4]), "--k", "3", "--sheet", str(sheet)]) == 0
-    lines = capsys.readouterr().out.splitlines()[2:]
+    *lines, last = capsys.readouterr().out.splitlines()[2:]
+    assert last == f"the same as a picture: {sheet}"
     found = [line.split()[2] for line in lines]
     assert found[0] == keys[4]
     with Image.open(sheet) as picture:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import tiny
+from training import tiny, words
 
+from barlowtwins.cli import main
 from barlowtwins.pretrain import pretrain
 from barlowtwins.tracking import TensorBoard
 
@@ -32,6 +33,21 @@ def test_a_tracker_gets_each_line_of_the_log_and_is_closed(tmp_path: Path) -> No
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert kept.records == lines
     assert kept.closed == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own imports
+def test_the_flag_writes_the_numbers_of_the_log_for_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert main(words(tiny(tmp_path, epochs=1, track="tensorboard"))) == 0
+
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for name, value in record.items():
+            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                expected.setdefault(name, []).append((record["step"], pytest.approx(value, rel=1e-6)))
+    assert {"epoch", "loss", "lr", "knn"} <= set(expected)
+    assert _scalars(tmp_path / "tensorboard") == expected
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -3,14 +3,20 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  function bytes(text) {
+    const raw = atob(text), made = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) made[i] = raw.charCodeAt(i);
+    return made;
+  }
   const points = new Float32Array(bytes(data.points).buffer); // x0, y0, x1, y1, ...
   const kinds = new Int32Array(bytes(data.kinds).buffer);
   const rows = new Int32Array(bytes(data.rows).buffer);
   const neighbours = new Int32Array(bytes(data.neighbours).buffer);
   const similarity = new Int8Array(bytes(data.similarity).buffer);
   const n = data.n, k = data.k;
+  // Two layers: all points, and above them what is chosen or pointed at, which changes with each move of the pointer.
   const canvas = $("map"), context = canvas.getContext("2d");
+  const above = $("above"), marks = above.getContext("2d");
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
   // Colours: ten that differ well, then turns of the golden angle.
@@ -41,7 +47,7 @@
 
   // The view: pixel = (x - centre) * scale + middle; y grows upwards.
   const view = { x: 0, y: 0, scale: 1 };
-  let width = 1, height = 1, chosen = -1, hovered = -1, waiting = false;
+  let width = 1, height = 1, chosen = -1, hovered = -1, waiting = false, stale = true;
   const toPixel = (i) => [(points[2 * i] - view.x) * view.scale + width / 2, (view.y - points[2 * i + 1]) * view.scale + height / 2];
   function showAll() {
     const [x0, y0, x1, y1] = data.view;
@@ -60,20 +66,24 @@
   function resize() {
     const ratio = devicePixelRatio || 1, first = width === 1;
     width = canvas.clientWidth; height = canvas.clientHeight;
-    canvas.width = width * ratio; canvas.height = height * ratio;
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    for (const [layer, pen] of [[canvas, context], [above, marks]]) {
+      layer.width = width * ratio; layer.height = height * ratio;
+      pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    }
     if (first) showAll(); else draw();
   }
-  function draw() {
-    if (!waiting) { waiting = true; requestAnimationFrame(paint); }
-  }
+  const draw = () => { stale = true; mark(); };
+  const mark = () => { if (!waiting) { waiting = true; requestAnimationFrame(paint); } };
   function paint() {
     waiting = false;
-    const style = getComputedStyle(document.documentElement);
-    const ink = style.getPropertyValue("--ink").trim(), paper = style.getPropertyValue("--paper").trim();
-    context.clearRect(0, 0, width, height);
     const span = Math.min(width, height) / view.scale / (Math.max(right - left, top - bottom) || 1);
     const size = Math.max(1.6, Math.min(10, 170 / Math.sqrt(n) / Math.sqrt(Math.max(span, 0.01)) + 1));
+    if (stale) paintPoints(size);
+    stale = false;
+    paintMarks(size);
+  }
+  function paintPoints(size) {
+    context.clearRect(0, 0, width, height);
     for (let kind = 0; kind < members.length; kind++) {
       if (!shown[kind]) continue;
       for (const faint of matching ? [true, false] : [false]) {
@@ -82,7 +92,7 @@
         context.beginPath();
         for (const i of members[kind]) {
           if (matching && (matching[i] === 1) === faint) continue;
-          const [x, y] = toPixel(i);
+          const x = (points[2 * i] - view.x) * view.scale + width / 2, y = (view.y - points[2 * i + 1]) * view.scale + height / 2;
           if (x < -9 || y < -9 || x > width + 9 || y > height + 9) continue;
           if (size < 4) context.rect(x - size / 2, y - size / 2, size, size);
           else { context.moveTo(x + size / 2, y); context.arc(x, y, size / 2, 0, 6.2832); }
@@ -90,13 +100,17 @@
         context.fill();
       }
     }
-    context.globalAlpha = 1;
+  }
+  function paintMarks(size) {
+    const style = getComputedStyle(document.documentElement);
+    const ink = style.getPropertyValue("--ink").trim(), paper = style.getPropertyValue("--paper").trim();
+    marks.clearRect(0, 0, width, height);
     if (chosen >= 0) {
       const [x, y] = toPixel(chosen);
-      context.strokeStyle = ink; context.lineWidth = 1.2;
       for (let j = 0; j < k; j++) {
         const [u, v] = toPixel(neighbours[chosen * k + j]);
-        context.globalAlpha = 0.45; context.beginPath(); context.moveTo(x, y); context.lineTo(u, v); context.stroke();
+        marks.strokeStyle = ink; marks.lineWidth = 1.2; marks.globalAlpha = 0.45;
+        marks.beginPath(); marks.moveTo(x, y); marks.lineTo(u, v); marks.stroke();
         ring(u, v, size / 2 + 2.5, ink, paper, neighbours[chosen * k + j]);
       }
       ring(x, y, size / 2 + 5, ink, paper, chosen);
@@ -104,10 +118,10 @@
     if (hovered >= 0) ring(...toPixel(hovered), size / 2 + 3, ink, paper, hovered);
   }
   function ring(x, y, radius, ink, paper, i) {
-    context.globalAlpha = 1; context.fillStyle = colour(kinds[i]);
-    context.beginPath(); context.arc(x, y, radius, 0, 6.2832); context.fill();
-    context.lineWidth = 3.5; context.strokeStyle = paper; context.stroke();
-    context.lineWidth = 1.8; context.strokeStyle = ink; context.stroke();
+    marks.globalAlpha = 1; marks.fillStyle = colour(kinds[i]);
+    marks.beginPath(); marks.arc(x, y, radius, 0, 6.2832); marks.fill();
+    marks.lineWidth = 3.5; marks.strokeStyle = paper; marks.stroke();
+    marks.lineWidth = 1.8; marks.strokeStyle = ink; marks.stroke();
   }
 
   // The nearest shown point within `reach` pixels, or -1.
@@ -169,7 +183,7 @@
       $("tip").hidden = i < 0;
       if (i >= 0) $("tip").replaceChildren(...describe(i));
       canvas.classList.toggle("over", i >= 0);
-      draw();
+      mark();
     }
     if (i >= 0) {
       const tip = $("tip"), w = tip.offsetWidth, h = tip.offsetHeight;
@@ -192,10 +206,10 @@
       }));
       $("panel").scrollTop = 0;
       const [x, y] = toPixel(i), low = height - $("panel").offsetHeight - 30; // not behind the panel
-      if (width < 640 && y > low) view.y -= (y - low + 40) / view.scale;
-      if (width >= 640 && x > width - 340) view.x += (x - width + 400) / view.scale;
+      if (width < 640 && y > low) { view.y -= (y - low + 40) / view.scale; stale = true; }
+      if (width >= 640 && x > width - 340) { view.x += (x - width + 400) / view.scale; stale = true; }
     }
-    draw();
+    mark();
   }
 
   // Pointers: one drags, two pinch; a short tap chooses.
@@ -248,9 +262,7 @@
     if (event.key === "+" || event.key === "=") zoom(1.4);
     if (event.key === "-") zoom(1 / 1.4);
   });
-  $("in").onclick = () => zoom(1.5);
-  $("out").onclick = () => zoom(1 / 1.5);
-  $("all").onclick = showAll;
+  $("in").onclick = () => zoom(1.5); $("out").onclick = () => zoom(1 / 1.5); $("all").onclick = showAll;
   $("close").onclick = () => choose(-1);
   $("search").addEventListener("input", () => {
     const wanted = $("search").value.trim().toLowerCase();
@@ -266,8 +278,7 @@
   const dots = [];
   data.names.forEach((name, kind) => {
     if (!counts[kind]) return;
-    const button = document.createElement("button"), dot = document.createElement("i"), text = document.createElement("span");
-    const amount = document.createElement("b");
+    const [button, dot, text, amount] = ["button", "i", "span", "b"].map((kind) => document.createElement(kind));
     text.textContent = text.title = name; amount.textContent = counts[kind].toLocaleString("en");
     dots.push(() => { dot.style.background = colour(kind); });
     button.append(dot, text, amount);
@@ -284,5 +295,5 @@
   recolour();
   addEventListener("resize", resize);
   resize();
-  window.barlowtwinsMap = { toPixel, choose, at, paint }; // for tests, and for the curious
+  window.barlowtwinsMap = { toPixel, choose, at, zoom }; // for tests, and for the curious
 })();
