@@ -343,10 +343,15 @@ def _sum_over(x: Tensor, group: Any) -> Tensor:
 def _gather(z: Tensor, group: Any) -> Tensor:
     """(2, n, D) on each process -> (2, N, D) on all, rows in order of rank, in the dtype they came in."""
     _require_equal_rows(z, group)
-    w = dist.get_world_size(group)
-    parts = z.new_empty(w, *z.shape)  # (W, 2, n, D)
-    dist.all_gather_into_tensor(parts.flatten(0, 1), z.contiguous(), group=group)
-    return parts.transpose(0, 1).flatten(1, 2)
+    return _all_gather(z, group).transpose(0, 1).flatten(1, 2)
+
+
+def _all_gather(x: Tensor, group: Any) -> Tensor:
+    """(...) on each process -> (W, ...) on all, in order of rank."""
+    parts = x.new_empty(dist.get_world_size(group), *x.shape)
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the old name warns since 2.14
+    gather(parts.flatten(0, 1), x.contiguous(), group=group)
+    return parts
 
 
 def _standardize_over(
@@ -355,12 +360,9 @@ def _standardize_over(
     """`standardize` by the global batch's statistics, from one small gather of each process's own."""
     z = _at_least_fp32(torch.stack([z1, z2]))  # (2, n, D)
     _require_equal_rows(z, group)
-    w = dist.get_world_size(group)
     mean = z.mean(1)  # (2, D)
     var = (z - mean[:, None]).square().mean(1)  # (2, D)
-    parts = z.new_empty(w, 2, *mean.shape)  # (W, {mean, var}, 2, D)
-    dist.all_gather_into_tensor(parts.flatten(0, 1), torch.stack([mean, var]), group=group)
-    means, variances = parts.unbind(1)  # (W, 2, D) each
+    means, variances = _all_gather(torch.stack([mean, var]), group).unbind(1)  # (W, {mean, var}, 2, D)
     mean = means.mean(0)
     var = variances.mean(0) + (means - mean).square().mean(0)  # within plus between processes; rows are equal in number
     standardized = (z - mean[:, None]) * torch.rsqrt(var + eps)[:, None]
@@ -371,8 +373,7 @@ def _require_equal_rows(z: Tensor, group: Any) -> None:
     """Refuse processes with unequal shares: a gather of them would hang or mix rows. CPU only: it would stall a GPU."""
     if z.device.type != "cpu":
         return
-    shapes = torch.empty(dist.get_world_size(group), 2, dtype=torch.int64)
-    dist.all_gather_into_tensor(shapes, torch.tensor(z.shape[-2:])[None], group=group)
+    shapes = _all_gather(torch.tensor(z.shape[-2:]), group)  # (W, 2)
     if not bool((shapes == shapes[0]).all()):
         held = shapes.tolist()
         raise ConfigError(f"processes hold embeddings of shapes {held}; each must have as many rows (drop_last=True)")

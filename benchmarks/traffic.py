@@ -28,7 +28,8 @@ def count(rank: int, processes: int, port: int, shapes: list[tuple[int, int]], a
     """Count the traffic of one process of a group."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
-    gather, reduce = dist.all_gather_into_tensor, dist.all_reduce
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    gather, reduce = getattr(dist, name), dist.all_reduce
     received = 0.0
 
     def counting_gather(output: torch.Tensor, part: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +42,8 @@ def count(rank: int, processes: int, port: int, shapes: list[tuple[int, int]], a
         received += 2 * (processes - 1) / processes * tensor.numel() * tensor.element_size()
         return reduce(tensor, *args, **kwargs)
 
-    dist.all_gather_into_tensor, dist.all_reduce = counting_gather, counting_reduce
+    setattr(dist, name, counting_gather)
+    dist.all_reduce = counting_reduce
     rows = []
     for n, d in shapes:
         for dtype in (torch.float32, torch.bfloat16):

@@ -110,7 +110,8 @@ def everything(rank: int, size: int) -> dict[str, Any]:
 def traffic(form: str, rank: int, size: int) -> list[int]:
     """Numbers that this process hands to collectives in one forward and in one backward pass."""
     counts = []
-    originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor")}
+    gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    originals = {name: getattr(dist, name) for name in ("all_reduce", gather)}
     sent = 0
 
     def counting(name: str) -> Any:

@@ -221,7 +221,7 @@ def test_wrong_shapes_are_refused_with_numbers():
 
 
 def test_a_large_batch_equals_the_formula_too():
-    """From `SYMMETRIC_FROM` rows on a CPU, AA' is computed to its diagonal and mirrored; columns are summed in chunks."""
+    """A CPU computes AA' to its diagonal and mirrors it, and sums columns in chunks."""
     z1, z2 = pair(SYMMETRIC_FROM + 3, 700)
     expected, expected_grads = gradients(lambda x, y: formula(x, y)[0], z1, z2)
     loss, grads = gradients(lambda x, y: barlow_twins_loss(x, y, LAMBD, form="gram").loss, z1, z2)
