@@ -110,7 +110,7 @@ def _umap(components: Rows, seed: int) -> Rows:
     steps = 500 if n <= 10_000 else 200  # as UMAP would choose by itself
     UMAP = require_method("umap")
     with Progress(steps, desc="UMAP", unit="step") as progress, _listening(progress) as ear:
-        words: Any = {"verbose": True, "tqdm_kwds": {"file": ear, "disable": False}}
+        words: Any = {"verbose": True, "tqdm_kwds": {"file": ear, "mininterval": 0}}
         umap = UMAP(n_neighbors=min(15, n - 1), n_epochs=steps, random_state=seed, n_jobs=1, **words)
         return np.asarray(umap.fit_transform(components))
 
@@ -118,9 +118,8 @@ def _umap(components: Rows, seed: int) -> Rows:
 @contextlib.contextmanager
 def _listening(progress: Progress) -> Iterator[io.TextIOBase]:
     """Keep what a library prints meanwhile off the standard output, and take from it how far the work is."""
-    ear = _Ear(progress)
-    with contextlib.redirect_stdout(ear):
-        yield ear
+    with contextlib.redirect_stdout(_Ear(progress)):
+        yield _Ear(progress)  # another one: tqdm draws bars on the standard output again after each line that it writes
 
 
 class _Ear(io.TextIOBase):
@@ -131,7 +130,8 @@ class _Ear(io.TextIOBase):
 
     def write(self, text: str) -> int:
         for of_tsne, of_umap in COUNTED.findall(text):
-            self.progress.update(max(0, int(of_tsne or of_umap) - self.progress.done))
+            if (further := int(of_tsne or of_umap) - self.progress.done) > 0:
+                self.progress.update(further)
         return len(text)
 
 
