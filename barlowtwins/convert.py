@@ -83,6 +83,8 @@ def write_as(to: str, weights: Weights, out: Path) -> Conversion:
         notes += (f"the network has the {weights.stem!r} stem, which {to} does not build by itself",)
     if weights.projector is not None and to in ("torchvision", "timm", "detectron2"):
         notes += ("the projector is left out: the format has no place for it",)
+    if weights.classes is not None:
+        notes += (f"the classifier of {weights.classes} classes is left out: head={str(weights.path)!r} takes it",)
     return Conversion(out, to, sha256_of(out), count, str(weights.path), weights.format, notes)
 
 

@@ -33,7 +33,7 @@ from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.mixup import draw_mix, mixed_loss
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer
-from barlowtwins.printing import plural
+from barlowtwins.printing import data_size, plural
 from barlowtwins.recipes import Settings
 from barlowtwins.twins import Rows, TwinBatch
 
@@ -97,13 +97,13 @@ class Estimate:
     def summary(self) -> str:
         m = self.memory
         names = ("parameters", "gradients", "optimizer", "activations", "input")
-        parts = ", ".join(f"{name} {_size(getattr(m, name))}" for name in names)
+        parts = ", ".join(f"{name} {data_size(getattr(m, name))}" for name in names)
         timed = f"median of {self.timed_steps}"
         timed += f" with {self.timed_images} of {self.images} images" if self.timed_images < self.images else ""
         read = f", reading a batch {self.read_seconds:.3g} s" if self.read_seconds is not None else ""
         readers = f" over {plural(self.workers, 'worker')}" if read and self.workers > 1 else ""
         return (
-            f"memory about {_size(m.total)} on {self.device} ({parts})\n"
+            f"memory about {data_size(m.total)} on {self.device} ({parts})\n"
             f"time about {_clock(self.seconds)} for {plural(self.steps, 'step')} ({self.step_seconds:.3g} s a step, "
             f"{timed}{read}{readers})"
         )
@@ -311,13 +311,6 @@ def _synchronize(device: torch.device) -> None:
 
 def _bytes(tensors: object) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)  # type: ignore[attr-defined]
-
-
-def _size(count: float) -> str:
-    for power, name in ((9, "GB"), (6, "MB"), (3, "kB")):
-        if count >= 10**power:
-            return f"{count / 10**power:.3g} {name}"
-    return f"{count:.0f} B"
 
 
 def _clock(seconds: float) -> str:

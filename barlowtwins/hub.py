@@ -87,6 +87,8 @@ def resnet18(
 ) -> ResNet:
     """ResNet-18: 512 features for each image. Nobody has published weights for it; bring your own.
 
+    The small weight that comes with this package is no ResNet-18: `embedder("resnet10-fashion-mnist")` takes it.
+
         model = torch.hub.load("OWNER/barlowtwins:v0.1.0", "resnet18", weights="runs/mine", trust_repo=True)
         features = model(images)                                    # (N, C, S, S) -> (N, 512)
 

@@ -58,6 +58,8 @@ class Weights:
     """What images must go through; ImageNet's if the file does not say."""
     epoch: int | None = None
     """Epochs trained, if known."""
+    classes: int | None = None
+    """Of a classifier that the file has and that is left out here; see `load_classifier`."""
     digest: str = "unknown"
     """Whether anybody vouches for it: see `locate.Located`."""
 
@@ -130,6 +132,7 @@ def _read(located: Located) -> Weights:
         channels=kind.channels,
         preprocessing=preprocessing,
         epoch=located.record.epochs if located.record is not None else parts.epoch,
+        classes=len(parts.head["weight"]) if parts.head else None,
         digest=located.digest,
     )
 

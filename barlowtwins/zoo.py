@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from barlowtwins.errors import WeightsError
 from barlowtwins.locate import find_file, locate
+from barlowtwins.printing import data_size
 from barlowtwins.registry import WeightRecord, closest_names, registry
 from barlowtwins.weights import load_weights
 
@@ -33,12 +34,17 @@ class WeightsRow:
 
     name: str
     backbone: str
+    format: str
+    """The layout of its file: a name of `formats.FORMATS`."""
+    size: str
+    """Of the file, such as "94 MB"; "~" before it where only about is known, "?" where nothing is."""
     epochs: int | None
     top1: float | None
     """Percent: the ImageNet linear probe, as its publishers report it."""
     digest: str
     """How much of it is published: "full", "prefix" or "none"."""
     licence: str
+    """In short; its card has the words of the publishers."""
     here: bool
     """Its file is on this disk."""
 
@@ -114,7 +120,12 @@ def _row(record: WeightRecord) -> WeightsRow:
     top1 = next((metric.value for metric in record.metrics if metric.name.endswith("linear probe, top-1")), None)
     digest = "none" if record.sha256 is None else "full" if len(record.sha256) == 64 else "prefix"
     here = find_file(record) is not None
-    return WeightsRow(record.name, record.backbone, record.epochs, top1, digest, record.licence, here)
+    if record.size is None:
+        size = f"~{data_size(record.approximate_size)}" if record.approximate_size else "?"
+    else:
+        size = data_size(record.size)
+    licence = record.licence.partition(",")[0]
+    return WeightsRow(record.name, record.backbone, record.format, size, record.epochs, top1, digest, licence, here)
 
 
 def weights_show(config: WeightsShowConfig) -> WeightsCard:

@@ -4,8 +4,8 @@
 
 Fashion-MNIST; network, projector, batch size, epochs and the rest of the training loop are equal (see learning.py, from
 which both candidates come). Each is timed as its users run it: lightly with as many reading processes as there are
-cores, ours from memory with none. `--workers 0` gives lightly none either. On a GPU the network is a ResNet-18 with the 3x3
-stem, all 60,000 images, and 16 reading processes if there are as many cores.
+cores, ours from memory with none. `--workers 0` gives lightly none either. On a GPU the network is a ResNet-18 with the
+3x3 stem, all 60,000 images, and 16 reading processes if there are as many cores.
 
 The bound is the network alone: the same steps on views that are there already.
 """

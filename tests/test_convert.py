@@ -382,3 +382,12 @@ def test_half_precision_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"bn1\.running_var has values beyond half precision"):
         _convert(source, tmp_path / "half.safetensors", "safetensors-half")
     assert not (tmp_path / "half.safetensors").exists()
+
+
+def test_a_classifier_that_is_left_out_is_named(tmp_path: Path) -> None:
+    width = len(BACKBONE["layer4.0.bn2.weight"])
+    head = {"head.fc.weight": torch.zeros(7, width), "head.fc.bias": torch.zeros(7)}
+    contents = {"state_dict": {f"backbone.{key}": tensor for key, tensor in BACKBONE.items()} | head}
+    made = _convert(_write(tmp_path / "linear.pth", contents), tmp_path / "out.pth", "torchvision")
+    assert any("classifier of 7 classes is left out" in note and "linear.pth" in note for note in made.notes)
+    assert not _convert(_write(tmp_path / "bare.pth", BACKBONE), tmp_path / "bare.out", "torchvision").notes

@@ -124,7 +124,7 @@ def test_time_is_that_of_the_slower_of_reading_and_network() -> None:
     assert "median of 10 with 8 of 64 images, reading" in dataclasses.replace(found, timed_images=8).summary()
     for steps, said in ((10, "45 s"), (10_000, "12.5 h"), (100_000, "5.21 days")):
         assert f"about {said} for" in dataclasses.replace(found, steps=steps).summary()
-    assert "3 GB" in dataclasses.replace(found, memory=Memory(3_000_000_000, 0, 2_000_000, 4000, 0)).summary()
+    assert "3.0 GB" in dataclasses.replace(found, memory=Memory(3_000_000_000, 0, 2_000_000, 4000, 0)).summary()
 
 
 def test_reading_is_timed_on_the_real_images() -> None:

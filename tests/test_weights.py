@@ -237,6 +237,7 @@ def test_list_says_what_is_here(tiny: str) -> None:
     first, second = weights_list().weights
     assert (first.name, first.backbone, first.epochs, first.top1, first.digest) == ("tiny", TINY, 5, 12.5, "prefix")
     assert (first.here, second.here, second.digest) == (True, False, "none")
+    assert (first.format, first.licence, first.size) == ("torchvision", "MIT", "?")
 
 
 def test_show_prints_the_card_and_where_the_file_is(tiny: str) -> None:

@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WeightsListConfig:
-    """List the registry: name, architecture, epochs, accuracy, licence, and whether it is in the cache."""
+    """List the registry: name, architecture, format, size, epochs, accuracy, licence, whether it is here."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class WeightsGetConfig:
 
 @dataclass(frozen=True)
 class WeightsVerifyConfig:
-    """Check a weight file: digest, format, architecture, and that every value is finite."""
+    """Check a weight file (fetched if it is not here): digest, format, architecture, and that values are finite."""
 
     weights: Positional[str]
     """A registry name, a local weight file, an https URL, or a RUN folder."""
