@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from common import write_result
 from PIL import Image
 
@@ -139,12 +140,15 @@ def main() -> None:
         started = time.perf_counter()
         made = draw_map(MapConfig(str(folder), out=str(page), method=flags.method, thumbnails=flags.thumbnails))
         seconds = time.perf_counter() - started
-        browser = open_browser()
+        print(made.summary())
+        try:
+            browser = open_browser()
+        except pytest.skip.Exception as missing:
+            raise SystemExit(None if flags.quick else f"nothing is written: {missing}") from None
         try:
             seen = in_the_browser(browser, page)
         finally:
             browser.driver.quit()
-    print(made.summary())
     for name, value in seen.items():
         print(f"{name}: {value}")
     if not flags.quick:

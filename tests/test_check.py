@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from barlowtwins.check import check
+from barlowtwins.cli import main
 from barlowtwins.config import CheckConfig
 from barlowtwins.errors import DataError
+from barlowtwins.progress import Progress
 
 N = 150  # more than a worker takes at a time
 
@@ -44,6 +46,20 @@ def test_any_number_of_workers_finds_the_same(images: Path, workers: int) -> Non
     assert result.seconds > 0
 
 
+def test_it_says_how_far_it_is_and_how_many_are_bad(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Progress.__init__, "__kwdefaults__", {**Progress.__init__.__kwdefaults__, "interval": 0.0})
+    assert main(["check", str(images), "--workers", "0", "--json"]) == 0
+
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("check: ")]
+    assert [line.partition(" img")[0] for line in lines[:3]] == ["check: 64/150", "check: 128/150", "check: 150/150"]
+    assert [line.rpartition(", ")[2] for line in lines[:3]] == ["bad 0", "bad 1", "bad 2"]
+    assert " left" in lines[0] and "img/s" in lines[0]
+    assert captured.out.count("\n") == 1  # the result alone
+
+
 def test_an_unlabelled_folder_of_which_nothing_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_text("no")
     result = check(CheckConfig(str(tmp_path)))
@@ -68,8 +84,10 @@ def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("large.png\n" * 2000)  # minutes of work
     program = """
         from barlowtwins.check import check
+from barlowtwins.cli import main
         from barlowtwins.config import CheckConfig
         from barlowtwins.errors import DataError
+from barlowtwins.progress import Progress
         try:
             check(CheckConfig("list.txt", workers=2))
         except DataError as error:
