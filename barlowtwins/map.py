@@ -1,6 +1,6 @@
 """An EMB folder as a map to explore: points of a plane on a canvas, in one page that needs no network.
 
-The page is a canvas and two hundred lines of script rather than a plotting library's: those bring a megabyte each, draw
+The page is a canvas and three hundred lines of script rather than a plotting library's: those bring a megabyte each, draw
 50,000 points slowly, or hold a tooltip's picture for each of them at once.
 """
 
