@@ -35,7 +35,6 @@ def browser() -> Iterator[Browser]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help="also run what takes many minutes (make faults does)")
-    parser.addoption("--unreached", action="store_true", help="fail if some error was reached by no test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[NOTES] = folder = tempfile.mkdtemp(prefix="barlowtwins-raises-")
         os.chmod(folder, 0o777)  # some tests are nobody for a while
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(NOTES), ignore_errors=True))
+        noting = str(Path(__file__).parent / "noting")  # for the processes that tests start
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [noting, os.environ.get("PYTHONPATH")]))
     note_raises()
 
 
@@ -62,14 +63,15 @@ def _is_full(config: pytest.Config) -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """With --unreached, a run in which some error of the package was never made has failed; else it only lists them."""
-    asked = session.config.getoption("unreached") and not hasattr(session.config, "workerinput")
-    if asked and exitstatus == 0 and unreached(Path(os.environ[NOTES])):
+    """A full run in which some error of the package was never made has failed."""
+    if hasattr(session.config, "workerinput") or exitstatus != 0:  # a worker of xdist has run a part of the tests
+        return
+    if _is_full(session.config) and unreached(Path(os.environ[NOTES])):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if _is_full(config) or config.getoption("unreached"):
+    if _is_full(config):
         left = unreached(Path(os.environ[NOTES]))
         if left:
             terminalreporter.section(f"{len(left)} errors that no test reached")

@@ -2,13 +2,14 @@
 
 A place is a call of an error class of `barlowtwins.errors` in the package's source. Each process that tests notes the
 lines from which errors are made, as the names of empty files in one folder; at the end of a full run the places that
-are in the source and not among the notes are listed, and fail the run. Processes that tests start with a fresh
-interpreter note nothing: a place that only they reach counts as not reached.
+are in the source and not among the notes are listed, and fail the run. Processes that tests start take notes, too: the
+folder `noting` is on their PYTHONPATH. One that a test starts isolated, or ends by SIGKILL as it is created, does not.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import os
 import sys
@@ -76,7 +77,7 @@ def note_raises() -> None:
     """From now on this process, and those that it forks, note where errors are made."""
     noted: set[str] = set()
     folder = os.environ.get(NOTES)
-    if folder is None:  # a process that was not started by a test
+    if folder is None or not os.path.isdir(folder):  # a process that was not started by a test, or outlives it
         return
     package, skipped = str(PACKAGE) + os.sep, (__file__, str(errors.__file__))
 
@@ -89,7 +90,8 @@ def note_raises() -> None:
         line = f"{file.removeprefix(package).replace(os.sep, '/')}:{frame.f_lineno}"
         if file.startswith(package) and line not in noted:
             noted.add(line)  # and a file of no size, which no limit that a test has set forbids
-            os.close(os.open(os.path.join(folder, line.replace("/", "+")), os.O_CREAT | os.O_WRONLY))
+            with contextlib.suppress(OSError):  # of a process that outlives the tests
+                os.close(os.open(os.path.join(folder, line.replace("/", "+")), os.O_CREAT | os.O_WRONLY))
 
     errors.BarlowTwinsError.__init__ = noting  # type: ignore[method-assign,assignment]
 

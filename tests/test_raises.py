@@ -472,9 +472,9 @@ def test_all_kinds_are_known() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code", "lists"),
-    [([], 0, True), (["--unreached"], 1, True), (["--unreached", "-n", "2"], 1, True), (["-k", "nothing"], 0, False)],
+    [([], 1, True), (["-n", "2"], 1, True), (["-k", "here"], 0, False)],
 )
-def test_a_full_run_lists_places_unreached_and_fails_if_told_to(
+def test_a_full_run_that_reaches_too_little_lists_it_and_fails(
     tmp_path: Path, arguments: list[str], code: int, lists: bool
 ) -> None:
     """A run of one test, which reaches next to nothing, with the conftest of all; with and without worker processes."""
@@ -482,9 +482,13 @@ def test_a_full_run_lists_places_unreached_and_fails_if_told_to(
     (tmp_path / "tests").mkdir()
     for name in ("conftest.py", "raises.py", "servers.py", "browser.py"):
         shutil.copy(here / name, tmp_path / "tests")
+    shutil.copytree(here / "noting", tmp_path / "tests" / "noting")
     (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
     (tmp_path / "tests" / "test_it.py").write_text(
-        "from barlowtwins.cli import main\ndef test_nothing(): assert main([]) == 2\n"
+        "import subprocess, sys\n"
+        "from barlowtwins.cli import main\n"
+        "def test_here(): assert main([]) == 2\n"
+        "def test_in_a_process(): assert subprocess.call([sys.executable, '-m', 'barlowtwins', 'pretrian']) == 2\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != NOTES}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
@@ -495,5 +499,5 @@ def test_a_full_run_lists_places_unreached_and_fails_if_told_to(
         assert told == []
         return
     assert f"{len(told)} errors that no test reached" in done.stdout
-    assert len(told) == len(EVERY) - len(ELSEWHERE) - 1
-    assert not any("a command is missing" in line for line in told)
+    assert len(told) == len(EVERY) - len(ELSEWHERE) - 2
+    assert not any("a command is missing" in line or "did you mean" in line for line in told)
