@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Any
 from barlowtwins.version import __version__ as __version__
 
 if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test compares the two
-    from barlowtwins.augment import TwinTransform as TwinTransform
-    from barlowtwins.check import CheckResult as CheckResult, check as check
-    from barlowtwins.classify import ClassifyResult as ClassifyResult, classify as classify
     from barlowtwins.config import (
         AugmentConfig as AugmentConfig,
         CheckConfig as CheckConfig,
@@ -40,12 +37,14 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         WeightsShowConfig as WeightsShowConfig,
         WeightsVerifyConfig as WeightsVerifyConfig,
     )
-    from barlowtwins.convert import Conversion as Conversion, weights_convert as weights_convert
-    from barlowtwins.data import Source as Source, open_source as open_source
+    from barlowtwins.data.check import CheckResult as CheckResult, check as check
+    from barlowtwins.data.images import Unreadable as Unreadable, read_image as read_image
+    from barlowtwins.data.open import Source as Source, open_source as open_source
+    from barlowtwins.data.preprocess import Preprocessing as Preprocessing, preprocess as preprocess
     from barlowtwins.demo import DemoResult as DemoResult, demo as demo
     from barlowtwins.detection import detection_backbone as detection_backbone
-    from barlowtwins.embed import EmbedResult as EmbedResult, embed as embed
-    from barlowtwins.embedder import Embedder as Embedder
+    from barlowtwins.embedding.embed import EmbedResult as EmbedResult, embed as embed
+    from barlowtwins.embedding.embedder import Embedder as Embedder
     from barlowtwins.errors import (
         BarlowTwinsError as BarlowTwinsError,
         CheckpointError as CheckpointError,
@@ -72,81 +71,82 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         evaluate_svm as evaluate_svm,
         fit_head as fit_head,
     )
-    from barlowtwins.export import ExportResult as ExportResult, export as export
-    from barlowtwins.head import (
-        Classifier as Classifier,
-        Head as Head,
-        load_classifier as load_classifier,
-        load_head as load_head,
-        save_head as save_head,
-    )
+    from barlowtwins.evaluate.classify import ClassifyResult as ClassifyResult, classify as classify
     from barlowtwins.hub import (
         barlow_twins as barlow_twins,
         embedder as embedder,
         resnet18 as resnet18,
         resnet50 as resnet50,
     )
-    from barlowtwins.images import Unreadable as Unreadable, read_image as read_image
+    from barlowtwins.looking.map import MapResult as MapResult, map as map
+    from barlowtwins.looking.neighbours import NeighboursResult as NeighboursResult, neighbours as neighbours
+    from barlowtwins.looking.report import ReportResult as ReportResult, report as report
+    from barlowtwins.looking.sheets import AugmentResult as AugmentResult, augment as augment
     from barlowtwins.loss import (
         BarlowTwinsLoss as BarlowTwinsLoss,
         barlow_twins_loss as barlow_twins_loss,
         cross_correlation as cross_correlation,
     )
-    from barlowtwins.map import MapResult as MapResult, map as map
     from barlowtwins.model import BarlowTwins as BarlowTwins, build_backbone as build_backbone
-    from barlowtwins.neighbours import NeighboursResult as NeighboursResult, neighbours as neighbours
     from barlowtwins.optim import LARS as LARS
-    from barlowtwins.preprocess import Preprocessing as Preprocessing, preprocess as preprocess
     from barlowtwins.pretrain import PretrainResult as PretrainResult, pretrain as pretrain
-    from barlowtwins.report import ReportResult as ReportResult, report as report
-    from barlowtwins.sheets import AugmentResult as AugmentResult, augment as augment
-    from barlowtwins.tracking import Tracker as Tracker
-    from barlowtwins.weights import (
-        Weights as Weights,
-        load_backbone as load_backbone,
-        load_weights as load_weights,
-        registry as registry,
-    )
-    from barlowtwins.zoo import (
+    from barlowtwins.training.tracking import Tracker as Tracker
+    from barlowtwins.views.augment import TwinTransform as TwinTransform
+    from barlowtwins.zoo.commands import (
         weights_get as weights_get,
         weights_list as weights_list,
         weights_show as weights_show,
         weights_verify as weights_verify,
     )
+    from barlowtwins.zoo.convert import Conversion as Conversion, weights_convert as weights_convert
+    from barlowtwins.zoo.export import ExportResult as ExportResult, export as export
+    from barlowtwins.zoo.head import (
+        Classifier as Classifier,
+        Head as Head,
+        load_classifier as load_classifier,
+        load_head as load_head,
+        save_head as save_head,
+    )
+    from barlowtwins.zoo.weights import (
+        Weights as Weights,
+        load_backbone as load_backbone,
+        load_weights as load_weights,
+        registry as registry,
+    )
 
 _NAMES = {
-    "augment": "TwinTransform",
-    "check": "CheckResult check",
-    "classify": "ClassifyResult classify",
+    "views.augment": "TwinTransform",
+    "data.check": "CheckResult check",
+    "evaluate.classify": "ClassifyResult classify",
     "config": "AugmentConfig CheckConfig ClassifyConfig DemoConfig EmbedConfig ExportConfig FinetuneConfig KNNConfig "
     "LinearConfig MapConfig NeighboursConfig PretrainConfig ReportConfig SVMConfig SemiConfig WeightsConvertConfig "
     "WeightsGetConfig WeightsListConfig WeightsShowConfig WeightsVerifyConfig",
-    "convert": "Conversion weights_convert",
-    "data": "Source open_source",
+    "zoo.convert": "Conversion weights_convert",
+    "data.open": "Source open_source",
     "demo": "DemoResult demo",
-    "embed": "EmbedResult embed",
-    "embedder": "Embedder",
+    "embedding.embed": "EmbedResult embed",
+    "embedding.embedder": "Embedder",
     "errors": "BarlowTwinsError CheckpointError ConfigError DataError DownloadError MissingExtraError OutputError "
     "RunLockedError StoppedEarly TrainingError UsageError WeightsError",
-    "export": "ExportResult export",
+    "zoo.export": "ExportResult export",
     "detection": "detection_backbone",
     "evaluate": "EvaluationResult KNNResult SVMResult Scores evaluate_finetune evaluate_knn evaluate_linear "
     "evaluate_semi evaluate_svm fit_head",
-    "head": "Classifier Head load_classifier load_head save_head",
+    "zoo.head": "Classifier Head load_classifier load_head save_head",
     "hub": "barlow_twins embedder resnet18 resnet50",
-    "images": "Unreadable read_image",
+    "data.images": "Unreadable read_image",
     "loss": "BarlowTwinsLoss barlow_twins_loss cross_correlation",
-    "map": "MapResult map",
+    "looking.map": "MapResult map",
     "model": "BarlowTwins build_backbone",
-    "neighbours": "NeighboursResult neighbours",
+    "looking.neighbours": "NeighboursResult neighbours",
     "optim": "LARS",
-    "preprocess": "Preprocessing preprocess",
+    "data.preprocess": "Preprocessing preprocess",
     "pretrain": "PretrainResult pretrain",
-    "report": "ReportResult report",
-    "sheets": "AugmentResult augment",
-    "tracking": "Tracker",
-    "weights": "Weights load_backbone load_weights registry",
-    "zoo": "weights_get weights_list weights_show weights_verify",
+    "looking.report": "ReportResult report",
+    "looking.sheets": "AugmentResult augment",
+    "training.tracking": "Tracker",
+    "zoo.weights": "Weights load_backbone load_weights registry",
+    "zoo.commands": "weights_get weights_list weights_show weights_verify",
 }
 _HOMES = {name: f"barlowtwins.{module}" for module, names in _NAMES.items() for name in names.split()}
 

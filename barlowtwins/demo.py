@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from barlowtwins.config import DemoConfig, KNNConfig, PretrainConfig
-from barlowtwins.data import open_source
+from barlowtwins.data.open import open_source
 from barlowtwins.evaluate import evaluate_knn
 from barlowtwins.pretrain import pretrain
 from barlowtwins.progress import say
-from barlowtwins.run import RunFolder
+from barlowtwins.training.run import RunFolder
 
 __all__ = ["DemoResult", "demo"]
 

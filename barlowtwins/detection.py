@@ -20,7 +20,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from barlowtwins.errors import ConfigError, WeightsError
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.weights import load_weights
 
 __all__ = ["detection_backbone"]
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchvision.models.resnet import ResNet
 
+from barlowtwins.data.preprocess import Preprocessing, preprocess as _preprocess
 from barlowtwins.errors import ConfigError, WeightsError
-from barlowtwins.formats import match_keys
-from barlowtwins.head import fresh_classifier, load_classifier
 from barlowtwins.model import BarlowTwins, build_resnet
-from barlowtwins.preprocess import Preprocessing, preprocess as _preprocess
-from barlowtwins.weights import Weights, load_weights
+from barlowtwins.zoo.formats import match_keys
+from barlowtwins.zoo.head import fresh_classifier, load_classifier
+from barlowtwins.zoo.weights import Weights, load_weights
 
 if TYPE_CHECKING:
-    from barlowtwins.embedder import Embedder
+    from barlowtwins.embedding.embedder import Embedder
 
 __all__ = ["barlow_twins", "embedder", "preprocess", "resnet18", "resnet50"]
 
@@ -174,7 +174,7 @@ def embedder(
     """
     if runtime not in ("auto", "torch"):
         raise ConfigError(f"there is no runtime {runtime!r} in this version; use 'auto' or 'torch'")
-    from barlowtwins.embedder import load_embedder
+    from barlowtwins.embedding.embedder import load_embedder
 
     return load_embedder(weights, device=device)
 

@@ -13,69 +13,38 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from barlowtwins.augment import TwinTransform
-from barlowtwins.checkpoint import Checkpoint, Saver
-from barlowtwins.companions import Watched, last_words, open_journal, open_watched, say_how
 from barlowtwins.config import PretrainConfig
-from barlowtwins.data import Source, open_source
+from barlowtwins.data.open import Source, open_source
 from barlowtwins.device import autocast, default_workers, device_name, resolve_precision
 from barlowtwins.distributed import World, open_world
 from barlowtwins.errors import StoppedEarly, TrainingError
-from barlowtwins.estimate import Estimate, estimate_run
-from barlowtwins.executors import Executor
-from barlowtwins.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
 from barlowtwins.lock import FolderLock
-from barlowtwins.microbatch import micro_batched_backward
-from barlowtwins.mixup import draw_mix, mixed_loss, require_one_process
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer, learning_rate_factor
-from barlowtwins.plan import Plan, plan_run
-from barlowtwins.printing import plural, render
+from barlowtwins.printing import plural
 from barlowtwins.recipes import Settings, record, resolve
 from barlowtwins.recipes.observe import observe
-from barlowtwins.resume import agree_on_checkpoint, initialize, restore
-from barlowtwins.run import RunFolder
 from barlowtwins.signals import StopSignals
-from barlowtwins.tracking import Tracker
-from barlowtwins.twins import plan_batches
+from barlowtwins.training.checkpoint import Checkpoint, Saver
+from barlowtwins.training.companions import Watched, open_journal, open_watched, say_how
+from barlowtwins.training.estimate import estimate_run
+from barlowtwins.training.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
+from barlowtwins.training.microbatch import micro_batched_backward
+from barlowtwins.training.mixup import draw_mix, mixed_loss, require_one_process
+from barlowtwins.training.plan import Plan, plan_run
+from barlowtwins.training.result import PretrainResult
+from barlowtwins.training.resume import agree_on_checkpoint, initialize, restore
+from barlowtwins.training.run import RunFolder
+from barlowtwins.training.tracking import Tracker
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.executors import Executor
+from barlowtwins.views.twins import plan_batches
 
 __all__ = ["Plan", "PretrainResult", "build_model", "plan_run", "pretrain"]
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """What a run came to."""
-
-    out: str
-    step: int
-    """Optimizer steps done, of `plan.steps`."""
-    plan: Plan
-    settings: Settings
-    parameters: int
-    loss: float | None = None
-    """Of the last logged step."""
-    knn: float | None = None
-    """Percent; the last online kNN."""
-    images_per_second: float | None = None
-    """Over this process's own steps."""
-    begun_at: int = 0
-    """The step from which this process went on."""
-    unreadable: int = 0
-    """Images that could not be read and were replaced."""
-    estimate: Estimate | None = None
-    """Of a dry run: the memory and time that the run would take."""
-
-    def summary(self) -> str:
-        if self.estimate is None:
-            return last_words(self)
-        settings = {name: value for name, value in vars(self.settings).items() if name != "chosen"}
-        shown = {**settings, "plan": self.plan, "parameters": self.parameters}
-        return "\n".join([render(shown), *self.settings.chosen, self.estimate.summary()])
 
 
 def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> PretrainResult:

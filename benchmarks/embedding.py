@@ -22,8 +22,8 @@ from common import write_result
 from PIL import Image
 
 from barlowtwins.config import EmbedConfig
-from barlowtwins.data import open_source
-from barlowtwins.embed import embed
+from barlowtwins.data.open import open_source
+from barlowtwins.embedding.embed import embed
 
 DISTINCT = 64  # files, repeated in a list
 

@@ -35,18 +35,18 @@ from embedding import draw
 from loss import LAMBD, published
 from torch import Tensor, nn
 
-from barlowtwins.augment import TwinTransform
 from barlowtwins.config import PretrainConfig
-from barlowtwins.data import open_source
+from barlowtwins.data.open import open_source
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
-from barlowtwins.embedder import Embedder
-from barlowtwins.executors import Executor
+from barlowtwins.embedding.embedder import Embedder
 from barlowtwins.loss import barlow_twins_loss
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer
-from barlowtwins.preprocess import Preprocessing
 from barlowtwins.pretrain import pretrain
-from barlowtwins.twins import plan_batches
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.executors import Executor
+from barlowtwins.views.twins import plan_batches
 
 IMAGENET, EPOCHS = 1_281_167, 1000  # images and epochs of the paper's run
 

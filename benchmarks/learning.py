@@ -37,9 +37,9 @@ from common import write_result
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from barlowtwins.augment import AugmentRecipe, TwinTransform
 from barlowtwins.config import PretrainConfig
-from barlowtwins.data import open_source
+from barlowtwins.data.open import open_source
+from barlowtwins.data.sources import ArraySource
 from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
 from barlowtwins.evaluate.knn import knn_accuracy
 from barlowtwins.evaluate.logistic import fit_logistic
@@ -47,8 +47,8 @@ from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer, learning_rate_factor
 from barlowtwins.pretrain import pretrain
 from barlowtwins.recipes import load_recipe
-from barlowtwins.sources import ArraySource
-from barlowtwins.weights import load_weights
+from barlowtwins.views.augment import AugmentRecipe, TwinTransform
+from barlowtwins.zoo.weights import load_weights
 
 # N images in a batch, D projector width, S side in pixels
 

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from browser import DESKTOP, Browser, open_browser
 
 from barlowtwins.config import MapConfig
-from barlowtwins.embeddings import IndexRow, write_index
-from barlowtwins.map import map as draw_map
+from barlowtwins.embedding.embeddings import IndexRow, write_index
+from barlowtwins.looking.map import map as draw_map
 
 LABELS, DISTINCT = 20, 512
 TRIES = 20  # of the mouse

@@ -24,8 +24,8 @@ from common import machine, write_result
 from barlowtwins.config import FinetuneConfig, KNNConfig, LinearConfig, SemiConfig
 from barlowtwins.evaluate import evaluate_finetune, evaluate_knn, evaluate_linear, evaluate_semi
 from barlowtwins.model import build_backbone
-from barlowtwins.safe_save import backbone_metadata, write_safetensors
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.zoo.weights import load_weights
 
 NEIGHBOURS = 20
 

@@ -23,10 +23,10 @@ import torch
 from common import write_result
 from learning import DATA, arguments, lightly, network, ours, some
 
-from barlowtwins.data import open_source
+from barlowtwins.data.open import open_source
+from barlowtwins.data.sources import ArraySource
 from barlowtwins.device import autocast, resolve_precision
 from barlowtwins.optim import build_optimizer
-from barlowtwins.sources import ArraySource
 
 
 def bare(source: ArraySource, seed: int, settings: argparse.Namespace) -> float:

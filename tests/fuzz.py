@@ -105,7 +105,7 @@ def photographs() -> list[bytes]:
 
 def images(count: int, seed: int, last: Path) -> dict[str, Any]:
     """Read `count` damaged images; anything but an image or `Unreadable` ends the process."""
-    from barlowtwins.images import read_image
+    from barlowtwins.data.images import read_image
 
     whole, chance = photographs(), random.Random(seed)
     formats: Counter[str] = Counter()
@@ -139,11 +139,11 @@ def weights(count: int, seed: int, last: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import save
 
-    from barlowtwins.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from barlowtwins.errors import CheckpointError, WeightsError
-    from barlowtwins.head import load_head
-    from barlowtwins.safe_load import read_weight_file
-    from barlowtwins.weights import load_weights
+    from barlowtwins.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from barlowtwins.zoo.head import load_head
+    from barlowtwins.zoo.safe_load import read_weight_file
+    from barlowtwins.zoo.weights import load_weights
 
     chance = random.Random(seed)
     state = {"conv1.weight": torch.randn(4, 3, 3, 3), "bn1.weight": torch.ones(4), "bn1.num": torch.tensor(7)}

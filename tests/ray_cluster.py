@@ -17,9 +17,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from barlowtwins.config import EmbedConfig
-from barlowtwins.embed import embed
-from barlowtwins.listing import list_folder
-from barlowtwins.sources import FileSource
+from barlowtwins.data.listing import list_folder
+from barlowtwins.data.sources import FileSource
+from barlowtwins.embedding.embed import embed
 
 ROWS_OF_A_SHARD = 8
 LAST_READ = ROWS_OF_A_SHARD + 3  # of the node that is killed: in the middle of its second shard

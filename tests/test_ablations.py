@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from barlowtwins.augment import TwinTransform
-from barlowtwins.collapse import effective_rank
-from barlowtwins.data import Source, open_source
+from barlowtwins.data.open import Source, open_source
 from barlowtwins.evaluate.knn import knn_accuracy
-from barlowtwins.executors import Executor
 from barlowtwins.loss import barlow_twins_loss, cross_correlation
 from barlowtwins.model import BarlowTwins, feature_identity
-from barlowtwins.twins import plan_batches
+from barlowtwins.training.collapse import effective_rank
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.executors import Executor
+from barlowtwins.views.twins import plan_batches
 
 # n images of a batch, D projector width
 

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional as F
 
-from barlowtwins.augment import (
+from barlowtwins.errors import ConfigError, DataError
+from barlowtwins.views.augment import (
     AUGMENTATIONS,
     AugmentRecipe,
     Jitter,
@@ -29,7 +30,6 @@ from barlowtwins.augment import (
     rng_for,
     to_tensor,
 )
-from barlowtwins.errors import ConfigError, DataError
 
 IMAGENET = AUGMENTATIONS["imagenet"]
 DRAWS = 20_000

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
-from barlowtwins.augment_batched import (
+from barlowtwins.views.augment_batched import (
     DARKEST,
     bicubic,
     blur_matrix,
@@ -21,9 +21,9 @@ from barlowtwins.augment_batched import (
     resize_matrix,
     turn_hue,
 )
-from barlowtwins.augment_pillow import apply_view, crop_view, turn_hue as pillow_hue
-from barlowtwins.draw import DrawnViews, draw_batch, pack_views
-from barlowtwins.views import AUGMENTATIONS, AugmentRecipe, Jitter, ViewParameters
+from barlowtwins.views.augment_pillow import apply_view, crop_view, turn_hue as pillow_hue
+from barlowtwins.views.draw import DrawnViews, draw_batch, pack_views
+from barlowtwins.views.recipe import AUGMENTATIONS, AugmentRecipe, Jitter, ViewParameters
 
 # N images, H x W their size, S side of the views, C channels
 

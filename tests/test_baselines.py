@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import DIM, TINY, write_images, write_weights
 
-from barlowtwins.data import open_source
+from barlowtwins.data.open import open_source
+from barlowtwins.data.sources import ArraySource
 from barlowtwins.errors import DataError, WeightsError
 from barlowtwins.evaluate.baselines import open_embedder, pixel_embedder, random_embedder
-from barlowtwins.sources import ArraySource
 
 
 def test_pixels_of_one_size_are_only_standardised() -> None:

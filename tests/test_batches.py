@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from barlowtwins.batches import Batch, open_batches, ranges
-from barlowtwins.data import open_source
-from barlowtwins.preprocess import Preprocessing
+from barlowtwins.data.batches import Batch, open_batches, ranges
+from barlowtwins.data.open import open_source
+from barlowtwins.data.preprocess import Preprocessing
 
 SMALL = Preprocessing(image_size=8, resize=None)
 
@@ -86,9 +86,9 @@ def test_workers_may_be_spawned(folder: Path, tmp_path: Path) -> None:
     script.write_text(
         f"""
 import multiprocessing, pickle, sys
-from barlowtwins.batches import open_batches, ranges
-from barlowtwins.data import open_source
-from barlowtwins.preprocess import Preprocessing
+from barlowtwins.data.batches import open_batches, ranges
+from barlowtwins.data.open import open_source
+from barlowtwins.data.preprocess import Preprocessing
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")

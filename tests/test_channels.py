@@ -11,18 +11,18 @@ from PIL import Image
 from training import equal
 
 from barlowtwins import load_backbone
-from barlowtwins.augment import TwinTransform
-from barlowtwins.channels import ChannelSource, open_channels, scale_to_levels
 from barlowtwins.config import PretrainConfig
-from barlowtwins.data import open_source, subset
-from barlowtwins.embedder import Embedder, extract
+from barlowtwins.data.channels import ChannelSource, open_channels, scale_to_levels
+from barlowtwins.data.images import Unreadable, read_array
+from barlowtwins.data.open import open_source, subset
+from barlowtwins.data.preprocess import Preprocessing, as_image
+from barlowtwins.data.sources import ArraySource
+from barlowtwins.embedding.embedder import Embedder, extract
 from barlowtwins.errors import ConfigError, DataError
-from barlowtwins.executors import Executor
-from barlowtwins.images import Unreadable, read_array
-from barlowtwins.preprocess import Preprocessing, as_image
 from barlowtwins.pretrain import pretrain
-from barlowtwins.sources import ArraySource
-from barlowtwins.twins import Rows
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.executors import Executor
+from barlowtwins.views.twins import Rows
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,7 @@ def test_what_is_no_image_and_no_array_is_unreadable(tmp_path: Path, monkeypatch
     whole = (tmp_path / "large.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").symlink_to("nowhere")
-    monkeypatch.setattr("barlowtwins.images.MAX_PIXELS", 1000)
+    monkeypatch.setattr("barlowtwins.data.images.MAX_PIXELS", 1000)
     for path in sorted(tmp_path.iterdir()):
         assert isinstance(read_array(path), Unreadable), path
     assert not (tmp_path / "sentinel").exists()

@@ -15,7 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from training import equal, full_disk
 
-from barlowtwins.checkpoint import (
+from barlowtwins.errors import CheckpointError, OutputError
+from barlowtwins.model import BarlowTwins
+from barlowtwins.optim import build_optimizer
+from barlowtwins.training.checkpoint import (
     Checkpoint,
     Saver,
     list_checkpoints,
@@ -24,9 +27,6 @@ from barlowtwins.checkpoint import (
     save_checkpoint,
     step_of,
 )
-from barlowtwins.errors import CheckpointError, OutputError
-from barlowtwins.model import BarlowTwins
-from barlowtwins.optim import build_optimizer
 
 
 def made_up(step: int, seed: int = 0) -> Checkpoint:

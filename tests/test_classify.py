@@ -17,14 +17,14 @@ import tiny
 import torch
 from PIL import Image
 
-from barlowtwins.classify import classify
 from barlowtwins.config import ClassifyConfig
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.errors import OutputError, StoppedEarly, WeightsError
-from barlowtwins.head import Belonging, Head, load_classifier, save_head
+from barlowtwins.evaluate.classify import classify
 from barlowtwins.model import build_backbone
-from barlowtwins.preprocess import Preprocessing
-from barlowtwins.safe_save import backbone_metadata, write_safetensors
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.head import Belonging, Head, load_classifier, save_head
+from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.zoo.weights import load_weights
 
 REPO = Path(__file__).parents[1]
 CLASSES = ("class0", "class1", "naïve, with a comma")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from barlowtwins.collapse import (
+from barlowtwins.training.collapse import (
     alignment,
     effective_rank,
     feature_deviation,

@@ -27,18 +27,18 @@ from weight_files import (
     vissl_checkpoint,
 )
 
-from barlowtwins.checkpoint import Checkpoint, save_checkpoint
 from barlowtwins.cli import main
 from barlowtwins.config import WeightsConvertConfig
-from barlowtwins.convert import WRITERS, Conversion, detectron2_name, weights_convert
 from barlowtwins.errors import CheckpointError, OutputError, WeightsError
 from barlowtwins.loss import barlow_twins_loss
 from barlowtwins.model import BarlowTwins, build_backbone
 from barlowtwins.optim import build_optimizer
 from barlowtwins.pretrain import pretrain
-from barlowtwins.published import published_checkpoint as to_published, read_published
-from barlowtwins.resume import restore
-from barlowtwins.weights import load_weights
+from barlowtwins.training.checkpoint import Checkpoint, save_checkpoint
+from barlowtwins.training.resume import restore
+from barlowtwins.zoo.convert import WRITERS, Conversion, detectron2_name, weights_convert
+from barlowtwins.zoo.published import published_checkpoint as to_published, read_published
+from barlowtwins.zoo.weights import load_weights
 
 WEIGHT_DECAY = 0.0  # with 1 / W of the gradient, the same number means W times as much
 BACKBONE, TWINS = backbone_state(), twins_state()

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.evaluate.crops import CropFlip, LabelledReader
 from barlowtwins.evaluate.labelled import open_labelled
-from barlowtwins.preprocess import Preprocessing
-from barlowtwins.twins import Rows
-from barlowtwins.views import AugmentRecipe, draw_view, rng_for
+from barlowtwins.views.recipe import AugmentRecipe, draw_view, rng_for
+from barlowtwins.views.twins import Rows
 
 GREY = Preprocessing(20, None, 1, (0.3,), (0.2,), "bicubic")
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.detection import detection_backbone
 from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.model import build_backbone
-from barlowtwins.preprocess import Preprocessing
-from barlowtwins.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
 
 SIDE = 64
 

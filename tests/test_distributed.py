@@ -14,10 +14,10 @@ from torch import nn
 from barlowtwins.distributed import World, open_world
 from barlowtwins.errors import ConfigError
 from barlowtwins.loss import BarlowTwinsLoss, barlow_twins_loss
-from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer
 from barlowtwins.sync_norm import GlobalBatchNorm
+from barlowtwins.training.microbatch import micro_batched_backward
 
 N = 8  # images in the global batch
 LOSS_SHAPES = {"gram": (N, 24), "cross": (N, 5)}

@@ -11,9 +11,9 @@ import pytest
 from servers import Server, file, slowly
 from weight_files import sha256
 
-from barlowtwins.download import download, fetch, recorded_digest
 from barlowtwins.errors import DownloadError
-from barlowtwins.transfer import Transfer
+from barlowtwins.zoo.download import download, fetch, recorded_digest
+from barlowtwins.zoo.transfer import Transfer
 
 DATA = random.Random(0).randbytes(200_000)
 SHA256 = sha256(DATA)
@@ -83,7 +83,7 @@ def test_a_size_that_is_not_the_one_on_record_is_refused_before_the_body(server:
 def test_a_bar_is_shown_on_a_terminal_only(server: Server, tmp_path: Path) -> None:
     import os
 
-    code = "import sys; from barlowtwins.download import download; download(sys.argv[1], sys.argv[2], sha256='')"
+    code = "import sys; from barlowtwins.zoo.download import download; download(sys.argv[1], sys.argv[2], sha256='')"
     url = server.answer("/w.pth", slowly(DATA, pieces=3, pause=0.2))
     silent = subprocess.run(
         [sys.executable, "-c", code, url, str(tmp_path / "a")], capture_output=True, text=True, check=True, timeout=60

@@ -14,13 +14,13 @@ import pytest
 from tiny import DIM, write_images, write_weights
 
 from barlowtwins.config import EmbedConfig
-from barlowtwins.data import open_source
-from barlowtwins.embed import EmbedResult, embed
-from barlowtwins.embedder import load_embedder
-from barlowtwins.embeddings import open_embeddings
+from barlowtwins.data.open import open_source
+from barlowtwins.embedding.embed import EmbedResult, embed
+from barlowtwins.embedding.embedder import load_embedder
+from barlowtwins.embedding.embeddings import open_embeddings
+from barlowtwins.embedding.thumbnails import images_of
 from barlowtwins.errors import ConfigError, MissingExtraError, OutputError
 from barlowtwins.files import sha256_of
-from barlowtwins.thumbnails import images_of
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +155,8 @@ def test_onnx_and_a_missing_extra_are_told_before_anything_is_done(config: Embed
 import sys
 sys.modules["pyarrow"] = None  # as where it is not installed
 from barlowtwins.config import EmbedConfig
-from barlowtwins.data import open_source
-from barlowtwins.embed import embed
+from barlowtwins.data.open import open_source
+from barlowtwins.embedding.embed import embed
 embed(EmbedConfig("no such data", "no such weights", sys.argv[1], format="parquet"))
 """
     run = subprocess.run([sys.executable, "-c", code, config.out], capture_output=True, text=True, timeout=120)

@@ -18,12 +18,12 @@ import pytest
 import torch
 from tiny import write_images, write_weights
 
-from barlowtwins import embed_job
 from barlowtwins.config import EmbedConfig
-from barlowtwins.embed import embed
+from barlowtwins.data.sources import FileSource
+from barlowtwins.embedding import embed_job
+from barlowtwins.embedding.embed import embed
 from barlowtwins.errors import BarlowTwinsError, OutputError, RunLockedError, UsageError
 from barlowtwins.lock import FolderLock
-from barlowtwins.sources import FileSource
 
 ROWS, SHARD_ROWS = 25, 4  # 7 shards
 FILES = ["embeddings.npy", "index.csv", "meta.json"]
@@ -275,7 +275,7 @@ import sys
 from pathlib import Path
 from test_embed_parts import SHARD_ROWS, SlowSource
 from barlowtwins.config import EmbedConfig
-from barlowtwins.embed import embed
+from barlowtwins.embedding.embed import embed
 
 data, weights, out = sys.argv[1:]
 source = SlowSource(data, Path(data), sorted(path.name for path in Path(data).iterdir()))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from barlowtwins.embeddings import (
+from barlowtwins.embedding.embeddings import (
     FILES,
     INDEX,
     META,
@@ -148,7 +148,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 import numpy as np
-from barlowtwins.embeddings import Block, IndexRow, write_features, write_index
+from barlowtwins.embedding.embeddings import Block, IndexRow, write_features, write_index
 
 rows, size = int(sys.argv[1]), 2000
 block = np.zeros((size, 256), np.float32)

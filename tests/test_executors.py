@@ -11,13 +11,13 @@ from PIL import Image
 from tiny import write_images
 from training import log, outcome, tiny
 
-from barlowtwins.augment import TwinTransform
-from barlowtwins.checkpoint import load_newest
-from barlowtwins.data import Source, open_source, subset
+from barlowtwins.data.open import Source, open_source, subset
 from barlowtwins.errors import CheckpointError
-from barlowtwins.executors import CropReader, Executor, with_channels
 from barlowtwins.pretrain import pretrain
-from barlowtwins.twins import Rows, TwinBatch, TwinReader, plan_batches
+from barlowtwins.training.checkpoint import load_newest
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.executors import CropReader, Executor, with_channels
+from barlowtwins.views.twins import Rows, TwinBatch, TwinReader, plan_batches
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TRANSFORM = TwinTransform("small", size=16, seed=3)

@@ -19,11 +19,11 @@ from weight_files import backbone_state, equal, saved
 
 from barlowtwins.cli import main
 from barlowtwins.config import ExportConfig
-from barlowtwins.convert import WRITERS
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.errors import MissingExtraError, OutputError, WeightsError
-from barlowtwins.export import ExportResult, _compare, export
-from barlowtwins.preprocess import Preprocessing
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.convert import WRITERS
+from barlowtwins.zoo.export import ExportResult, _compare, export
+from barlowtwins.zoo.weights import load_weights
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import tiny
 from sklearn.neighbors import KNeighborsClassifier
 
 from barlowtwins.config import KNNConfig
-from barlowtwins.data import open_source
-from barlowtwins.embedder import load_embedder
+from barlowtwins.data.open import open_source
+from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.errors import DataError
 from barlowtwins.evaluate.draws import few_shot
 from barlowtwins.evaluate.fewshot import few_shot_accuracy

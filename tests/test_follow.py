@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from barlowtwins.config import PretrainConfig
-from barlowtwins.data import open_source
+from barlowtwins.data.open import open_source
 from barlowtwins.pretrain import pretrain
 from barlowtwins.recipes import Settings, recipe_names, resolve
 from barlowtwins.recipes.follow import augmentation_for, lars_rate

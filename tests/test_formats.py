@@ -28,14 +28,14 @@ from weight_files import (
     vissl_checkpoint,
 )
 
-from barlowtwins.checkpoint import Checkpoint, save_checkpoint
 from barlowtwins.errors import WeightsError
-from barlowtwins.formats import FORMATS, match_keys, take_apart
 from barlowtwins.loss import BarlowTwinsLoss
 from barlowtwins.model import BACKBONES, BarlowTwins, build_backbone
-from barlowtwins.registry import registry
-from barlowtwins.safe_load import Contents, read_weight_file
-from barlowtwins.weights import load_weights
+from barlowtwins.training.checkpoint import Checkpoint, save_checkpoint
+from barlowtwins.zoo.formats import FORMATS, match_keys, take_apart
+from barlowtwins.zoo.registry import registry
+from barlowtwins.zoo.safe_load import Contents, read_weight_file
+from barlowtwins.zoo.weights import load_weights
 
 BACKBONE, TWINS = backbone_state(), twins_state()
 PROJECTOR = {key: tensor for key, tensor in TWINS.items() if not key.startswith("backbone.")}

@@ -10,14 +10,14 @@ import pytest
 import torch
 from training import full_disk
 
-from barlowtwins.augment import TwinTransform
-from barlowtwins.data import open_source
+from barlowtwins.data.images import Unreadable
+from barlowtwins.data.open import open_source
 from barlowtwins.distributed import World
 from barlowtwins.errors import TrainingError
-from barlowtwins.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
-from barlowtwins.images import Unreadable
 from barlowtwins.model import BarlowTwins
-from barlowtwins.twins import Rows, TwinBatch, TwinReader
+from barlowtwins.training.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.twins import Rows, TwinBatch, TwinReader
 
 ALONE = World(0, 1, torch.device("cpu"))
 SOURCE = open_source("shapes:20")

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
 from barlowtwins import hub
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.errors import BarlowTwinsError, ConfigError, OutputError, WeightsError
-from barlowtwins.head import Belonging, Head, load_classifier, load_head, save_head, tensors_digest
 from barlowtwins.model import build_backbone
-from barlowtwins.preprocess import Preprocessing
-from barlowtwins.safe_save import backbone_metadata, write_safetensors
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.head import Belonging, Head, load_classifier, load_head, save_head, tensors_digest
+from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.zoo.weights import load_weights
 
 NAME, WIDTH, CLASSES = "resnet10_x0_5", 256, ("Katze", "chien, dog", "日本")
 PREPROCESSING = Preprocessing(32, None)

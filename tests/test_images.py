@@ -18,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 
-from barlowtwins.images import FORMATS, IMAGE_SUFFIXES, Unreadable, read_image, to_rgb
+from barlowtwins.data.images import FORMATS, IMAGE_SUFFIXES, Unreadable, read_image, to_rgb
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:

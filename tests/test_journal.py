@@ -10,12 +10,12 @@ import pytest
 import torch
 from training import full_disk, log
 
-from barlowtwins.journal import Journal
 from barlowtwins.loss import LossTerms, barlow_twins_loss
 from barlowtwins.model import BarlowTwins
-from barlowtwins.monitor import OnlineKNN
 from barlowtwins.optim import build_optimizer
-from barlowtwins.run import RunFolder
+from barlowtwins.training.journal import Journal
+from barlowtwins.training.monitor import OnlineKNN
+from barlowtwins.training.run import RunFolder
 
 MODEL = BarlowTwins("resnet10_x0_5", "8-8")
 OPTIMIZER = build_optimizer("sgd", MODEL, lr=0.1, lr_bias=0.2, weight_decay=0.0)

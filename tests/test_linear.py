@@ -19,15 +19,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from barlowtwins.classify import classify
 from barlowtwins.config import ClassifyConfig, EmbedConfig, LinearConfig
-from barlowtwins.data import open_source
-from barlowtwins.embed import embed
-from barlowtwins.embedder import load_embedder
+from barlowtwins.data.open import open_source
+from barlowtwins.embedding.embed import embed
+from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.errors import ConfigError, DataError, OutputError, StoppedEarly
+from barlowtwins.evaluate.classify import classify
 from barlowtwins.evaluate.linear import MEMORY, _allowed_memory, evaluate_linear, fit_head, fit_linear
 from barlowtwins.evaluate.logistic import L2_GRID
-from barlowtwins.head import load_head, save_head
+from barlowtwins.zoo.head import load_head, save_head
 
 DATA = "shapes:400"
 

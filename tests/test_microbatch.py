@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from barlowtwins.microbatch import micro_batched_backward
 from barlowtwins.model import BarlowTwins
+from barlowtwins.training.microbatch import micro_batched_backward
 
 N = 12
 

@@ -12,9 +12,9 @@ from training import equal, log, tiny
 
 from barlowtwins.errors import ConfigError, UsageError
 from barlowtwins.loss import cross_correlation
-from barlowtwins.mixup import Mix, draw_mix, mixed_loss, mixup_loss, require_one_process
 from barlowtwins.model import BarlowTwins
 from barlowtwins.pretrain import pretrain
+from barlowtwins.training.mixup import Mix, draw_mix, mixed_loss, mixup_loss, require_one_process
 
 
 def as_written(z1: Tensor, z2: Tensor, z: Tensor, mix: Mix) -> Tensor:

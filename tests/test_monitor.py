@@ -13,15 +13,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from barlowtwins import monitor
 from barlowtwins.config import PretrainConfig
-from barlowtwins.data import open_source, subset
-from barlowtwins.embedder import extract as extract_features
+from barlowtwins.data.open import open_source, subset
+from barlowtwins.data.preprocess import Preprocessing
+from barlowtwins.data.sources import ArraySource, Source
+from barlowtwins.embedding.embedder import extract as extract_features
 from barlowtwins.errors import DataError
 from barlowtwins.model import BarlowTwins, build_backbone
-from barlowtwins.monitor import BANK, QUERIES, OnlineKNN, held_out
-from barlowtwins.preprocess import Preprocessing
-from barlowtwins.sources import ArraySource, Source
+from barlowtwins.training import monitor
+from barlowtwins.training.monitor import BANK, QUERIES, OnlineKNN, held_out
 
 SMALL = Preprocessing(image_size=8, resize=None)
 

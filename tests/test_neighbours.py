@@ -13,10 +13,10 @@ from tiny import write_images, write_weights
 
 from barlowtwins.cli import main
 from barlowtwins.config import EmbedConfig, NeighboursConfig
-from barlowtwins.embed import embed
-from barlowtwins.embeddings import open_embeddings
+from barlowtwins.embedding.embed import embed
+from barlowtwins.embedding.embeddings import open_embeddings
 from barlowtwins.errors import DataError, UsageError, WeightsError
-from barlowtwins.neighbours import neighbours
+from barlowtwins.looking.neighbours import neighbours
 
 
 @pytest.fixture(scope="module")

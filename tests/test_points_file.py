@@ -20,8 +20,8 @@ from test_map import write_embeddings
 from training import wait_until
 
 from barlowtwins.config import MapConfig
-from barlowtwins.embeddings import IndexRow
-from barlowtwins.map import map as draw_map
+from barlowtwins.embedding.embeddings import IndexRow
+from barlowtwins.looking.map import map as draw_map
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 N, D = 40, 8

@@ -18,16 +18,16 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from training import equal, log, outcome, steps, tiny, uninterrupted
 
-from barlowtwins.augment import TwinTransform
-from barlowtwins.checkpoint import list_checkpoints, load_checkpoint, load_newest
-from barlowtwins.data import open_source
+from barlowtwins.data.open import open_source
 from barlowtwins.errors import CheckpointError, ConfigError, DataError, OutputError, StoppedEarly, WeightsError
 from barlowtwins.loss import off_diagonal_floor
 from barlowtwins.optim import learning_rate_factor
 from barlowtwins.pretrain import Plan, build_model, plan_run, pretrain
 from barlowtwins.recipes import resolve
-from barlowtwins.twins import epoch_order
-from barlowtwins.weights import load_weights
+from barlowtwins.training.checkpoint import list_checkpoints, load_checkpoint, load_newest
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.twins import epoch_order
+from barlowtwins.zoo.weights import load_weights
 
 SETTINGS = resolve(tiny(Path("run")), channels=3, size=(32, 32))
 

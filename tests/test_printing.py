@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from barlowtwins.export import ExportResult
 from barlowtwins.printing import data_size, plain, plural, render, table
+from barlowtwins.zoo.export import ExportResult
 
 
 @dataclasses.dataclass(frozen=True)

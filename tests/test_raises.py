@@ -29,8 +29,7 @@ from training import full_disk
 from weight_files import backbone_state, record, saved, write_registry
 
 import barlowtwins
-from barlowtwins import errors, safe_load
-from barlowtwins.augment import TwinTransform
+from barlowtwins import errors
 from barlowtwins.config import (
     AugmentConfig,
     EmbedConfig,
@@ -40,16 +39,15 @@ from barlowtwins.config import (
     NeighboursConfig,
     WeightsConvertConfig,
 )
-from barlowtwins.convert import weights_convert
-from barlowtwins.data import open_source
-from barlowtwins.datasets import _read_idx as read_idx
+from barlowtwins.data.datasets import _read_idx as read_idx
+from barlowtwins.data.open import open_source
+from barlowtwins.data.preprocess import Preprocessing, as_image, check_normalization
 from barlowtwins.detection import detection_backbone
 from barlowtwins.device import resolve_precision
 from barlowtwins.distributed import World
-from barlowtwins.download import download
-from barlowtwins.embed import embed
-from barlowtwins.embedder import load_embedder
-from barlowtwins.embeddings import open_embeddings, require_format
+from barlowtwins.embedding.embed import embed
+from barlowtwins.embedding.embedder import load_embedder
+from barlowtwins.embedding.embeddings import open_embeddings, require_format
 from barlowtwins.errors import (
     BarlowTwinsError,
     ConfigError,
@@ -64,19 +62,22 @@ from barlowtwins.evaluate.features import extract_features
 from barlowtwins.evaluate.knn import knn_predict
 from barlowtwins.evaluate.multilabel import open_multilabel
 from barlowtwins.evaluate.semi import listed_images
-from barlowtwins.export import export
-from barlowtwins.head import load_classifier, load_head
 from barlowtwins.lock import FolderLock
+from barlowtwins.looking.map import map
+from barlowtwins.looking.neighbours import neighbours
+from barlowtwins.looking.projection import project
+from barlowtwins.looking.sheets import augment
 from barlowtwins.loss import barlow_twins_loss
-from barlowtwins.map import map
 from barlowtwins.model import build_backbone, recognize_backbone
-from barlowtwins.neighbours import neighbours
-from barlowtwins.preprocess import Preprocessing, as_image, check_normalization
-from barlowtwins.projection import project
-from barlowtwins.safe_save import backbone_metadata, write_safetensors
-from barlowtwins.sheets import augment
 from barlowtwins.timm_backbone import build_timm
-from barlowtwins.weights import load_weights
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.zoo import safe_load
+from barlowtwins.zoo.convert import weights_convert
+from barlowtwins.zoo.download import download
+from barlowtwins.zoo.export import export
+from barlowtwins.zoo.head import load_classifier, load_head
+from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.zoo.weights import load_weights
 
 # The form of a message: what was found, where, and what to do ---------------------------------------------------------
 
@@ -88,7 +89,7 @@ WRAPPED = re.compile(r"^(its|it) |^\{\}$|^\{\}\{\}$|^\{\}: \{\}$")
 def test_places_are_found() -> None:
     assert len(EVERY) > 250
     named = {place.file for place in EVERY}
-    assert {"pretrain.py", "safe_load.py", "evaluate/semi.py", "recipes/__init__.py"} <= named
+    assert {"pretrain.py", "zoo/safe_load.py", "evaluate/semi.py", "recipes/__init__.py"} <= named
 
 
 def test_a_message_is_one_line_that_begins_small_and_has_no_full_stop() -> None:

@@ -12,7 +12,7 @@ import torch
 from tiny import write_images, write_weights
 
 from barlowtwins.config import EmbedConfig
-from barlowtwins.embed import embed
+from barlowtwins.embedding.embed import embed
 
 ROWS = 60
 HERE = Path(__file__).parent

@@ -24,8 +24,8 @@ from PIL import Image
 from servers import Server, file
 
 from barlowtwins.cli import COMMANDS, main
+from barlowtwins.data.shapes import draw_shapes
 from barlowtwins.model import build_backbone
-from barlowtwins.shapes import draw_shapes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from barlowtwins.augment import AUGMENTATIONS, TwinTransform
 from barlowtwins.config import PretrainConfig
 from barlowtwins.errors import ConfigError
 from barlowtwins.model import BACKBONES, STEMS, parse_projector
 from barlowtwins.optim import build_optimizer
 from barlowtwins.pretrain import build_model, plan_run
 from barlowtwins.recipes import FIELDS, Settings, load_recipe, recipe_for, recipe_names, record, resolve
+from barlowtwins.views.augment import AUGMENTATIONS, TwinTransform
 
 # What each recipe was written for: data, channels, size of the images, how many.
 MADE_FOR: dict[str, tuple[str, int, tuple[int, int] | None, int]] = {

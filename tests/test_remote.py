@@ -13,11 +13,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from test_tars import keys, png, shades, write_tar
 
-from barlowtwins import remote
-from barlowtwins.data import open_source
+from barlowtwins.data import remote
+from barlowtwins.data.images import Unreadable
+from barlowtwins.data.open import open_source
+from barlowtwins.data.remote import expand, is_url
 from barlowtwins.errors import DataError
-from barlowtwins.images import Unreadable
-from barlowtwins.remote import expand, is_url
 
 
 @pytest.fixture
@@ -82,9 +82,7 @@ def test_what_cannot_be_had_is_told(bucket: str) -> None:
 
 
 def test_a_missing_package_is_named() -> None:
-    run = (
-        "import sys; sys.modules[{absent!r}] = None; from barlowtwins.data import open_source; open_source('s3://b/x')"
-    )
+    run = "import sys; sys.modules[{absent!r}] = None; from barlowtwins.data.open import open_source; open_source('s3://b/x')"
     for absent, said in {"s3fs": "pip install s3fs", "fsspec": "pip install 'barlowtwins[shards]'"}.items():
         code = run.format(absent=absent)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

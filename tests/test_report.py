@@ -15,12 +15,12 @@ from PIL import Image
 from training import tiny
 
 from barlowtwins.cli import main
-from barlowtwins.collapse import Verdict
+from barlowtwins.data.shapes import draw_shapes
+from barlowtwins.looking.report import write_report
+from barlowtwins.looking.report_page import build
 from barlowtwins.pretrain import pretrain
-from barlowtwins.report import write_report
-from barlowtwins.report_page import build
-from barlowtwins.shapes import draw_shapes
-from barlowtwins.snapshots import list_snapshots, load_snapshot
+from barlowtwins.training.collapse import Verdict
+from barlowtwins.training.snapshots import list_snapshots, load_snapshot
 
 HOSTILE = "<script>window.hacked=1<"  # a file name has no slash
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from training import tiny
 
-from barlowtwins.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from barlowtwins.config import PretrainConfig
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from barlowtwins.model import BarlowTwins, build_backbone
 from barlowtwins.optim import build_optimizer
-from barlowtwins.preprocess import Preprocessing
 from barlowtwins.recipes import record, resolve
-from barlowtwins.resume import MATHS, SHAPES, find_checkpoint, initialize, restore
-from barlowtwins.run import RunFolder
+from barlowtwins.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from barlowtwins.training.resume import MATHS, SHAPES, find_checkpoint, initialize, restore
+from barlowtwins.training.run import RunFolder
 
 DATA = {"images": 64, "fingerprint": "0123456789abcdef"}
 OTHER_DATA = {"images": 48, "fingerprint": "fedcba9876543210"}

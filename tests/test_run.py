@@ -12,13 +12,13 @@ from safetensors import safe_open
 from training import full_disk
 
 from barlowtwins.config import PretrainConfig
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.errors import OutputError
 from barlowtwins.model import BarlowTwins
-from barlowtwins.preprocess import Preprocessing
 from barlowtwins.recipes import record, resolve
-from barlowtwins.run import RunFolder
+from barlowtwins.training.run import RunFolder
 from barlowtwins.version import __version__
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.weights import load_weights
 
 RECORDS = [{"step": step, "epoch": step / 4, "loss": 100.0 / step} for step in range(1, 9)]
 

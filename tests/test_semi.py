@@ -12,6 +12,7 @@ import tiny
 from servers import Server, file
 
 from barlowtwins.config import FinetuneConfig, SemiConfig
+from barlowtwins.data.sources import FileSource
 from barlowtwins.errors import DataError, DownloadError, UsageError
 from barlowtwins.evaluate.finetune import evaluate_finetune
 from barlowtwins.evaluate.labelled import Labelled, open_labelled
@@ -24,7 +25,6 @@ from barlowtwins.evaluate.semi import (
     is_imagenet,
     listed_images,
 )
-from barlowtwins.sources import FileSource
 
 
 def shapes(images: int = 500) -> Labelled:

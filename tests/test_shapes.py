@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 from sklearn.neighbors import KNeighborsClassifier
 
-from barlowtwins import shapes
-from barlowtwins.shapes import CLASSES, draw_shapes
+from barlowtwins.data import shapes
+from barlowtwins.data.shapes import CLASSES, draw_shapes
 
 
 class TestPureFunction:

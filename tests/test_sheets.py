@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from tiny import write_images, write_weights
 
-from barlowtwins.augment import TwinTransform
-from barlowtwins.augment_pillow import apply_view
 from barlowtwins.cli import main
 from barlowtwins.config import AugmentConfig
-from barlowtwins.data import open_source
-from barlowtwins.sheets import SIDE, augment, describe
-from barlowtwins.tiles import GAP, LINE, MARGIN, Tile, draw_sheet
-from barlowtwins.views import Jitter, ViewParameters, augmentation, draw_views, rng_for
+from barlowtwins.data.open import open_source
+from barlowtwins.looking.sheets import SIDE, augment, describe
+from barlowtwins.looking.tiles import GAP, LINE, MARGIN, Tile, draw_sheet
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.augment_pillow import apply_view
+from barlowtwins.views.recipe import Jitter, ViewParameters, augmentation, draw_views, rng_for
 
 
 def tile(sheet: Image.Image, row_top: int, column: int, side: int) -> np.ndarray:

@@ -32,9 +32,9 @@ from barlowtwins.evaluate.labelled import Labelled, open_labelled, open_pair
 from barlowtwins.evaluate.linear import evaluate_linear
 from barlowtwins.evaluate.protocols import FINE_TUNING, PUBLISHED_LINEAR, Protocol, fine_tuning, learning_rate
 from barlowtwins.evaluate.supervised import score, train_classifier
-from barlowtwins.head import fresh_classifier, load_classifier, load_head
-from barlowtwins.twins import plan_batches
-from barlowtwins.weights import load_weights
+from barlowtwins.views.twins import plan_batches
+from barlowtwins.zoo.head import fresh_classifier, load_classifier, load_head
+from barlowtwins.zoo.weights import load_weights
 
 torch.set_num_threads(1)  # as in the processes that are started here: sums depend on how they are shared out
 

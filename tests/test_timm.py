@@ -14,14 +14,14 @@ from training import tiny
 from weight_files import backbone_state, equal, saved
 
 from barlowtwins.config import ExportConfig, WeightsConvertConfig
-from barlowtwins.convert import weights_convert
-from barlowtwins.embedder import load_embedder
+from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.errors import ConfigError, WeightsError
-from barlowtwins.export import export
 from barlowtwins.hub import resnet50
 from barlowtwins.model import BarlowTwins, build_backbone, feature_width
 from barlowtwins.pretrain import pretrain
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.convert import weights_convert
+from barlowtwins.zoo.export import export
+from barlowtwins.zoo.weights import load_weights
 
 timm = pytest.importorskip("timm", reason="the extra timm is not installed")
 

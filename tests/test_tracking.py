@@ -11,7 +11,7 @@ from training import tiny, words
 
 from barlowtwins.cli import main
 from barlowtwins.pretrain import pretrain
-from barlowtwins.tracking import TensorBoard
+from barlowtwins.training.tracking import TensorBoard
 
 
 class Kept:

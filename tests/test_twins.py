@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from barlowtwins.augment import TwinTransform
-from barlowtwins.batches import read_ahead
-from barlowtwins.images import Unreadable
-from barlowtwins.twins import Rows, TwinBatch, TwinReader, epoch_order, plan_batches
+from barlowtwins.data.batches import read_ahead
+from barlowtwins.data.images import Unreadable
+from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.twins import Rows, TwinBatch, TwinReader, epoch_order, plan_batches
 
 
 class Pictures:

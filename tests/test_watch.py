@@ -10,13 +10,13 @@ import pytest
 import torch
 from training import outcome, tiny, uninterrupted
 
-from barlowtwins.augment import TwinTransform
-from barlowtwins.collapse import alignment, effective_rank, feature_deviation, uniformity
-from barlowtwins.data import open_source
+from barlowtwins.data.open import open_source
 from barlowtwins.model import BarlowTwins
 from barlowtwins.pretrain import pretrain
-from barlowtwins.snapshots import Snapshot, list_snapshots, load_snapshot, save_snapshot
-from barlowtwins.watch import Watch
+from barlowtwins.training.collapse import alignment, effective_rank, feature_deviation, uniformity
+from barlowtwins.training.snapshots import Snapshot, list_snapshots, load_snapshot, save_snapshot
+from barlowtwins.training.watch import Watch
+from barlowtwins.views.augment import TwinTransform
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.model import build_backbone
-from barlowtwins.preprocess import Preprocessing
 
 TINY = Preprocessing(image_size=8, resize=None)
 DIM = 256

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from barlowtwins.embedder import Embedder, load_embedder
+from barlowtwins.data.images import Unreadable
+from barlowtwins.data.preprocess import Preprocessing
+from barlowtwins.data.sources import Source
+from barlowtwins.embedding.embedder import Embedder, load_embedder
 from barlowtwins.errors import DataError
-from barlowtwins.images import Unreadable
 from barlowtwins.model import build_backbone
-from barlowtwins.preprocess import Preprocessing
-from barlowtwins.sources import Source
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.weights import load_weights
 
 __all__ = ["open_embedder", "pixel_embedder", "random_embedder"]
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from barlowtwins.data.images import Unreadable
+from barlowtwins.data.preprocess import INTERPOLATIONS, ImageLike, Preprocessing, as_image, to_tensor
 from barlowtwins.evaluate.labelled import Labelled
-from barlowtwins.images import Unreadable
-from barlowtwins.preprocess import INTERPOLATIONS, ImageLike, Preprocessing, as_image, to_tensor
-from barlowtwins.twins import Rows, read_or_replace
-from barlowtwins.views import AugmentRecipe, draw_view, rng_for
+from barlowtwins.views.recipe import AugmentRecipe, draw_view, rng_for
+from barlowtwins.views.twins import Rows, read_or_replace
 
 __all__ = ["CropFlip", "LabelledBatch", "LabelledReader"]
 

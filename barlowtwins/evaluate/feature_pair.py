@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.config import KNNConfig
-from barlowtwins.data import has_split, open_source
+from barlowtwins.data.open import has_split, open_source
+from barlowtwins.data.sources import Source
 from barlowtwins.device import default_workers
-from barlowtwins.embedder import Embedder, extract
-from barlowtwins.embeddings import is_embeddings, open_embeddings
+from barlowtwins.embedding.embedder import Embedder, extract
+from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.evaluate.baselines import open_embedder
 from barlowtwins.evaluate.labelled import labels_of, labels_within
-from barlowtwins.sources import Source
 
 __all__ = ["LabelledFeatures", "PlannedPair", "open_embedded_pair", "plan_feature_pair"]
 

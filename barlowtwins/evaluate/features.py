@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from barlowtwins.data.sources import Source
 from barlowtwins.distributed import World
-from barlowtwins.embedder import Embedder, Rows, extract
+from barlowtwins.embedding.embedder import Embedder, Rows, extract
+from barlowtwins.embedding.shards import SHARD_ROWS, Shard, embed_shards, plan_shards, read_features
 from barlowtwins.errors import ConfigError, DataError, StoppedEarly
 from barlowtwins.progress import Progress
-from barlowtwins.shards import SHARD_ROWS, Shard, embed_shards, plan_shards, read_features
 from barlowtwins.signals import StopSignals
-from barlowtwins.sources import Source
 
 __all__ = ["extract_features", "make_shards"]
 

@@ -8,7 +8,7 @@ from barlowtwins.evaluate.labelled import open_pair
 from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.trained import evaluate_trained
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.weights import load_weights
 
 __all__ = ["evaluate_finetune"]
 

@@ -22,11 +22,11 @@ import torch
 from barlowtwins.config import KNNConfig
 from barlowtwins.device import resolve_device
 from barlowtwins.distributed import World
+from barlowtwins.embedding.nearest import CHUNK, Features, chunks, nearest, place_of
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.evaluate.feature_pair import LabelledFeatures, plan_feature_pair
 from barlowtwins.evaluate.fewshot import FewShot, few_shot_accuracy
 from barlowtwins.evaluate.job import open_job, write_results
-from barlowtwins.nearest import CHUNK, Features, chunks, nearest, place_of
 from barlowtwins.printing import plural, table
 from barlowtwins.progress import Progress, say
 

@@ -19,10 +19,11 @@ import numpy.typing as npt
 import torch
 
 from barlowtwins.config import LinearConfig
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.device import default_workers
 from barlowtwins.distributed import World, open_world
-from barlowtwins.embedder import Embedder, Rows
-from barlowtwins.embeddings import is_embeddings, open_embeddings
+from barlowtwins.embedding.embedder import Embedder, Rows
+from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
 from barlowtwins.errors import ConfigError, DataError, WeightsError
 from barlowtwins.evaluate.draws import held_out
 from barlowtwins.evaluate.feature_pair import open_embedded_pair
@@ -34,11 +35,10 @@ from barlowtwins.evaluate.protocols import PUBLISHED_LINEAR
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.scores import Tally
 from barlowtwins.evaluate.trained import evaluate_trained
-from barlowtwins.head import Belonging, Head, save_head
 from barlowtwins.model import feature_width
-from barlowtwins.preprocess import Preprocessing
 from barlowtwins.progress import Progress, say
-from barlowtwins.weights import Weights, load_weights
+from barlowtwins.zoo.head import Belonging, Head, save_head
+from barlowtwins.zoo.weights import Weights, load_weights
 
 __all__ = ["LinearFit", "evaluate_linear", "fit_head", "fit_linear"]
 

@@ -18,22 +18,22 @@ import torch
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from barlowtwins.batches import open_batches, ranges, read_ahead
-from barlowtwins.checkpoint import Checkpoint, Saver, load_newest
+from barlowtwins.data.batches import open_batches, ranges, read_ahead
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.device import autocast
 from barlowtwins.distributed import World
-from barlowtwins.embedder import Embedder
+from barlowtwins.embedding.embedder import Embedder
 from barlowtwins.errors import ConfigError, DataError, StoppedEarly, TrainingError
 from barlowtwins.evaluate.crops import CropFlip, LabelledReader
 from barlowtwins.evaluate.labelled import Labelled
 from barlowtwins.evaluate.protocols import Protocol, learning_rate
 from barlowtwins.evaluate.scores import Scores, Tally
-from barlowtwins.guards import require_readable
-from barlowtwins.preprocess import Preprocessing
 from barlowtwins.progress import Progress, say
-from barlowtwins.run import RunFolder
 from barlowtwins.signals import StopSignals
-from barlowtwins.twins import plan_batches
+from barlowtwins.training.checkpoint import Checkpoint, Saver, load_newest
+from barlowtwins.training.guards import require_readable
+from barlowtwins.training.run import RunFolder
+from barlowtwins.views.twins import plan_batches
 
 __all__ = ["Trained", "score", "train_classifier"]
 

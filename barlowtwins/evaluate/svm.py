@@ -21,14 +21,14 @@ import numpy.typing as npt
 from barlowtwins.config import SVMConfig
 from barlowtwins.device import default_workers
 from barlowtwins.distributed import World, open_world
-from barlowtwins.embedder import Embedder, Rows, unit_length
+from barlowtwins.embedding.embedder import Embedder, Rows, unit_length
 from barlowtwins.errors import DataError, MissingExtraError
 from barlowtwins.evaluate.features import extract_features
 from barlowtwins.evaluate.job import open_job, write_results
 from barlowtwins.evaluate.multilabel import IGNORED, PRESENT, open_multilabel
 from barlowtwins.printing import plural
 from barlowtwins.progress import Progress
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.weights import load_weights
 
 __all__ = ["ClassSVM", "SVMResult", "average_precision", "evaluate_svm", "fit_svm"]
 

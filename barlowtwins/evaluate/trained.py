@@ -15,10 +15,10 @@ from barlowtwins.evaluate.labelled import Labelled
 from barlowtwins.evaluate.protocols import Protocol
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised import score, train_classifier
-from barlowtwins.head import Belonging, Head, fresh_classifier, save_head
 from barlowtwins.model import feature_width
-from barlowtwins.safe_save import backbone_metadata, write_safetensors
-from barlowtwins.weights import Weights, load_weights
+from barlowtwins.zoo.head import Belonging, Head, fresh_classifier, save_head
+from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.zoo.weights import Weights, load_weights
 
 __all__ = ["evaluate_trained"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from barlowtwins.images import Unreadable
-from barlowtwins.sources import Source
+from barlowtwins.data.images import Unreadable
+from barlowtwins.data.sources import Source
 
 __all__ = ["Observed", "observe"]
 

@@ -18,9 +18,9 @@ import pytest
 from servers import Server, file, slowly
 from weight_files import backbone_state, equal, record, saved, sha256, write_registry
 
-from barlowtwins.download import download
 from barlowtwins.errors import DownloadError, WeightsError
-from barlowtwins.weights import load_weights
+from barlowtwins.zoo.download import download
+from barlowtwins.zoo.weights import load_weights
 
 DATA = random.Random(0).randbytes(200_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -30,7 +30,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and permissi
 # A process that fetches argv[1] to argv[2]; as root it gives its rights up first, for root may write everywhere.
 FETCH = """
 import os, sys
-from barlowtwins.download import download
+from barlowtwins.zoo.download import download
 from barlowtwins.errors import BarlowTwinsError
 if "drop" in sys.argv and os.getuid() == 0:
     os.setgroups([]), os.setgid(65534), os.setuid(65534)

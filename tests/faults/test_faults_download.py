@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from servers import Server, drop, file, redirect, slowly, stall, status, without_length
 
-from barlowtwins.download import download
 from barlowtwins.errors import DownloadError
+from barlowtwins.zoo.download import download
 
 DATA = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -261,7 +261,7 @@ def test_07_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> 
 
 FILL = """
 import resource, signal, sys
-from barlowtwins.download import download
+from barlowtwins.zoo.download import download
 from barlowtwins.errors import DownloadError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

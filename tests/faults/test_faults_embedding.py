@@ -15,17 +15,17 @@ import pytest
 from raises import note_raises
 from tiny import TINY, write_images, write_weights
 
-from barlowtwins.batches import open_batches, ranges
 from barlowtwins.config import EmbedConfig, KNNConfig
-from barlowtwins.data import open_source
-from barlowtwins.embed import embed
-from barlowtwins.embedder import load_embedder
-from barlowtwins.embeddings import open_embeddings
+from barlowtwins.data.batches import open_batches, ranges
+from barlowtwins.data.open import open_source
+from barlowtwins.data.sources import FileSource
+from barlowtwins.embedding.embed import embed
+from barlowtwins.embedding.embedder import load_embedder
+from barlowtwins.embedding.embeddings import open_embeddings
+from barlowtwins.embedding.shards import embed_shards, plan_shards
 from barlowtwins.errors import BarlowTwinsError, DataError, OutputError, RunLockedError
 from barlowtwins.evaluate import evaluate_knn
 from barlowtwins.lock import FolderLock
-from barlowtwins.shards import embed_shards, plan_shards
-from barlowtwins.sources import FileSource
 
 resource = pytest.importorskip("resource", reason="signals and file-size limits are those of POSIX")
 

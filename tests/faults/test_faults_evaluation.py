@@ -10,14 +10,14 @@ import pytest
 import tiny
 
 from barlowtwins import hub
-from barlowtwins.classify import classify
 from barlowtwins.config import ClassifyConfig, FinetuneConfig, KNNConfig, LinearConfig, SemiConfig
 from barlowtwins.errors import BarlowTwinsError, ConfigError, DataError, WeightsError
+from barlowtwins.evaluate.classify import classify
 from barlowtwins.evaluate.finetune import evaluate_finetune
 from barlowtwins.evaluate.knn import evaluate_knn
 from barlowtwins.evaluate.linear import evaluate_linear
 from barlowtwins.evaluate.semi import evaluate_semi
-from barlowtwins.head import load_classifier
+from barlowtwins.zoo.head import load_classifier
 
 TRAINED: list[tuple[Callable[[Any], Any], type]] = [
     (evaluate_linear, LinearConfig),

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from weight_files import record
 
-from barlowtwins.embeddings import open_embeddings, read_index
+from barlowtwins.data.listing import read_list
+from barlowtwins.embedding.embeddings import open_embeddings, read_index
 from barlowtwins.errors import BarlowTwinsError, DataError, WeightsError
-from barlowtwins.listing import read_list
-from barlowtwins.registry import registry
-from barlowtwins.run import RunFolder
+from barlowtwins.training.run import RunFolder
+from barlowtwins.zoo.registry import registry
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux counts it")
 long = (pytest.mark.exhaustive, pytest.mark.timeout(1800))

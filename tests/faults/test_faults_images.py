@@ -19,7 +19,7 @@ import pytest
 from fuzz import damage, with_right_checksums
 from PIL import Image
 
-from barlowtwins.images import FORMATS, Unreadable, read_image
+from barlowtwins.data.images import FORMATS, Unreadable, read_image
 
 AVIF = ["avif"] if "AVIF" in FORMATS else []
 
@@ -207,7 +207,7 @@ class TestDecompressionBombs:
             (tmp_path / name).write_bytes(data)
         program = (
             "import resource, sys\n"
-            "from barlowtwins.images import Unreadable, read_image\n"
+            "from barlowtwins.data.images import Unreadable, read_image\n"
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
             "before = peak()\n"
             "assert all(isinstance(read_image(path), Unreadable) for path in sys.argv[1:])\n"
@@ -294,7 +294,7 @@ class TestForeign:
         (tmp_path / "drawing.jpg").write_bytes(encode(picture(), "EPS"))
         program = (
             "import sys\n"
-            "from barlowtwins.images import read_image\n"
+            "from barlowtwins.data.images import read_image\n"
             "print(read_image(sys.argv[1]))\n"
             "print(*(name for name in sys.modules if name.startswith('PIL.') and name.endswith('ImagePlugin')))\n"
         )

@@ -30,7 +30,7 @@ Counted = Callable[[str, int], None]
 EMBED = """
 import sys
 from barlowtwins.config import EmbedConfig
-from barlowtwins.embed import embed
+from barlowtwins.embedding.embed import embed
 data, weights, out, rows, workers = sys.argv[1:]
 embed(EmbedConfig(data, weights, out, device="cpu", workers=int(workers), batch_size=5), shard_rows=int(rows))
 """

@@ -18,13 +18,13 @@ from tiny import write_images, write_weights
 from training import outcome, tiny, uninterrupted
 from weight_files import backbone_state, saved, sha256
 
-from barlowtwins.checkpoint import list_checkpoints
 from barlowtwins.config import EmbedConfig
-from barlowtwins.download import download
-from barlowtwins.embed import embed
-from barlowtwins.embeddings import open_embeddings
+from barlowtwins.embedding.embed import embed
+from barlowtwins.embedding.embeddings import open_embeddings
 from barlowtwins.errors import DownloadError, OutputError
 from barlowtwins.pretrain import pretrain
+from barlowtwins.training.checkpoint import list_checkpoints
+from barlowtwins.zoo.download import download
 
 Counted = Callable[[str, int], None]
 ROOT = Path(__file__).parent.parent.parent
@@ -83,7 +83,7 @@ def test_15_processes_that_load_from_the_hub_at_once_all_get_one_weight_fetched_
 EMBED = """
 import sys
 from barlowtwins.config import EmbedConfig
-from barlowtwins.embed import embed
+from barlowtwins.embedding.embed import embed
 data, weights, out = sys.argv[1:]
 embed(EmbedConfig(data, weights, out, device="cpu", workers=0, batch_size=64))
 status = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Vm"))

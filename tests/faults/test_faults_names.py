@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 from tiny import write_images, write_weights
 
-from barlowtwins.classify import classify
 from barlowtwins.cli import main
 from barlowtwins.config import ClassifyConfig, EmbedConfig, MapConfig, NeighboursConfig
-from barlowtwins.embed import embed
-from barlowtwins.embeddings import open_embeddings
-from barlowtwins.head import Belonging, Head, save_head, tensors_digest
-from barlowtwins.map import map
-from barlowtwins.neighbours import neighbours
-from barlowtwins.weights import load_weights
+from barlowtwins.embedding.embed import embed
+from barlowtwins.embedding.embeddings import open_embeddings
+from barlowtwins.evaluate.classify import classify
+from barlowtwins.looking.map import map
+from barlowtwins.looking.neighbours import neighbours
+from barlowtwins.zoo.head import Belonging, Head, save_head, tensors_digest
+from barlowtwins.zoo.weights import load_weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
 

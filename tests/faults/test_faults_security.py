@@ -22,13 +22,13 @@ from servers import Server, file
 from training import tiny
 from weight_files import backbone_state, published_checkpoint, saved, sha256, twins_state
 
-from barlowtwins.checkpoint import load_checkpoint
-from barlowtwins.embeddings import open_embeddings
+from barlowtwins.embedding.embeddings import open_embeddings
+from barlowtwins.embedding.shards import plan_shards, read_features
 from barlowtwins.errors import BarlowTwinsError, CheckpointError, DataError, OutputError
 from barlowtwins.hub import barlow_twins, embedder, resnet18
 from barlowtwins.pretrain import pretrain
-from barlowtwins.shards import plan_shards, read_features
-from barlowtwins.weights import load_weights
+from barlowtwins.training.checkpoint import load_checkpoint
+from barlowtwins.zoo.weights import load_weights
 
 Counted = Callable[[str, int], None]
 

@@ -21,12 +21,12 @@ from nursery import Child, Nursery
 from PIL import Image
 from training import full_disk, log, outcome, steps, tiny, uninterrupted, wait_until, words
 
-from barlowtwins.checkpoint import list_checkpoints, load_newest
 from barlowtwins.errors import CheckpointError, OutputError, RunLockedError, TrainingError
 from barlowtwins.files import PARTIAL_SUFFIX
 from barlowtwins.pretrain import pretrain
-from barlowtwins.run import RunFolder
-from barlowtwins.twins import epoch_order
+from barlowtwins.training.checkpoint import list_checkpoints, load_newest
+from barlowtwins.training.run import RunFolder
+from barlowtwins.views.twins import epoch_order
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of POSIX")
 
@@ -151,7 +151,7 @@ SAVE_AND_DIE = """
 import builtins, os, signal, sys
 from pathlib import Path
 import torch
-from barlowtwins.checkpoint import Checkpoint, Saver
+from barlowtwins.training.checkpoint import Checkpoint, Saver
 
 run, at, passed = Path(sys.argv[1]), int(sys.argv[2]), []
 

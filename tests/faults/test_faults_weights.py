@@ -33,13 +33,13 @@ from weight_files import (
     write_registry,
 )
 
-from barlowtwins import safe_load
 from barlowtwins.config import WeightsVerifyConfig
 from barlowtwins.errors import DownloadError, WeightsError
 from barlowtwins.hub import resnet18
-from barlowtwins.safe_load import read_weight_file
-from barlowtwins.weights import load_weights
-from barlowtwins.zoo import weights_verify
+from barlowtwins.zoo import safe_load
+from barlowtwins.zoo.commands import weights_verify
+from barlowtwins.zoo.safe_load import read_weight_file
+from barlowtwins.zoo.weights import load_weights
 
 STATE = backbone_state()
 
