@@ -16,7 +16,7 @@ help:
 	@echo "make oldest   what depends on torch's version, on the oldest torch that is supported"
 	@echo "make faults   all faults that the project must survive, and a table of them"
 	@echo "make lint     ruff and mypy"
-	@echo "make bench    every benchmark; results go to benchmarks/results"
+	@echo "make bench    every benchmark but protocols.py, which needs a run; results go to benchmarks/results"
 	@echo "make pictures the README's, from runs/demo (ARGS=RUN: of another run on shapes)"
 	@echo "make clean    remove what was built, the environment included"
 
@@ -49,7 +49,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
+	@set -e; for script in $(filter-out %/common.py %/protocols.py, $(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) $$script; done
 
 pictures: $(STAMP)
 	$(PY) docs/pictures.py $(ARGS)
