@@ -83,11 +83,9 @@ def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path: Path) -> None:
     Image.effect_noise((1500, 1500), 50).save(tmp_path / "large.png")
     (tmp_path / "list.txt").write_text("large.png\n" * 2000)  # minutes of work
     program = """
-        from barlowtwins.data.check import check
-from barlowtwins.cli import main
         from barlowtwins.config import CheckConfig
+        from barlowtwins.data.check import check
         from barlowtwins.errors import DataError
-from barlowtwins.progress import Progress
         try:
             check(CheckConfig("list.txt", workers=2))
         except DataError as error:
