@@ -166,17 +166,16 @@ def embedder(
     Args:
         weights: a registry name, a weight file, an https URL, or a RUN folder.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
-        runtime: what runs the network: "torch", or "auto", which is the same in this version.
+        runtime: what runs the network: "torch"; "onnx", ONNX Runtime on a CPU (extra onnx; its features are compared
+            with torch's first). "auto" is torch here: how many images will come is not known yet.
 
     Raises:
         WeightsError, DownloadError: as for `resnet50`.
         ConfigError: there is no such device or runtime.
     """
-    if runtime not in ("auto", "torch"):
-        raise ConfigError(f"there is no runtime {runtime!r} in this version; use 'auto' or 'torch'")
     from barlowtwins.embedding.embedder import load_embedder
 
-    return load_embedder(weights, device=device)
+    return load_embedder(weights, device=device, runtime=runtime)
 
 
 def preprocess(image_size: int = 224) -> Preprocessing:

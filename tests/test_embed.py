@@ -19,7 +19,7 @@ from barlowtwins.embedding.embed import EmbedResult, embed
 from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.embedding.embeddings import open_embeddings
 from barlowtwins.embedding.thumbnails import images_of
-from barlowtwins.errors import ConfigError, MissingExtraError, OutputError
+from barlowtwins.errors import MissingExtraError, OutputError
 from barlowtwins.files import sha256_of
 
 
@@ -148,9 +148,7 @@ def test_a_local_file_of_weights_is_found_from_any_folder(
     assert open_embeddings(config.out).meta["weights"] == str(weights)
 
 
-def test_onnx_and_a_missing_extra_are_told_before_anything_is_done(config: EmbedConfig) -> None:
-    with pytest.raises(ConfigError, match="torch only"):
-        embed(replace(config, runtime="onnx"))
+def test_a_missing_extra_is_told_before_anything_is_done(config: EmbedConfig) -> None:
     code = """
 import sys
 sys.modules["pyarrow"] = None  # as where it is not installed

@@ -309,8 +309,8 @@ def test_an_unknown_argument_is_named_with_those_there_are(option: str) -> None:
 def test_what_is_not_there_yet_says_so(resnet18_file: Path) -> None:
     with pytest.raises(WeightsError, match="nobody has published weights for resnet18; pass weights="):
         resnet18(pretrained=True)
-    with pytest.raises(ConfigError, match="no runtime 'onnx' in this version"):
-        embedder(resnet18_file, runtime="onnx")
+    with pytest.raises(ConfigError, match="there is no runtime 'tpu'; use 'auto', 'torch' or 'onnx'"):
+        embedder(resnet18_file, runtime="tpu")
 
 
 def test_barlow_twins_takes_backbone_and_projector_from_the_weights(zoo: Zoo, resnet18_file: Path) -> None:

@@ -152,8 +152,7 @@ def test_precision_that_a_gpu_does_not_have(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_embedding(work: SimpleNamespace, tmp_path: Path) -> None:
-    onnx = EmbedConfig(str(work.images), str(work.weights), str(tmp_path / "out"), runtime="onnx")
-    fails(lambda: embed(onnx), ConfigError, "torch only; leave out --runtime onnx")
+    fails(lambda: load_embedder(work.weights, runtime="tpu"), ConfigError, "there is no runtime 'tpu'; use 'auto'")
     fails(lambda: load_embedder(work.weights, device="cpu").encode(3), DataError, "int is no kind of images")  # type: ignore[arg-type]
 
 
@@ -464,7 +463,7 @@ def test_a_cluster_that_does_not_answer_and_shards_that_die(work: SimpleNamespac
     shard = Shard(3, 9, range(8, 16))
     dead = SimpleNamespace(get=die, exceptions=ray.exceptions)
     fails(lambda: _result(dead, None, shard), DataError, r"shard 3 \(rows 8 to 15\) died 11 times on Ray")
-    settings = (str(work.weights), "0" * 64, "fp32", Preprocessing())
+    settings = (str(work.weights), "0" * 64, "fp32", Preprocessing(), "torch")
     arguments = (shard, tmp_path / "absent", 4, False, 0)
     fails(lambda: _embed_shard(None, settings, *arguments), DataError, "the machines must share the folder")  # type: ignore[arg-type]
     arguments = (shard, tmp_path, 4, False, 0)

@@ -21,7 +21,7 @@ from barlowtwins.config.rules import part_of
 from barlowtwins.data.open import has_split, open_source
 from barlowtwins.device import default_workers
 from barlowtwins.distributed import open_world
-from barlowtwins.embedding.embed_job import EmbedJob
+from barlowtwins.embedding.embed_job import EmbedJob, runtime_of
 from barlowtwins.embedding.embedder import extract, load_embedder
 from barlowtwins.embedding.embeddings import INDEX, require_format
 from barlowtwins.embedding.ray_embed import embed_on_ray, require_ray
@@ -85,8 +85,6 @@ def embed(config: EmbedConfig, *, shard_rows: int = SHARD_ROWS) -> EmbedResult:
         DataError, WeightsError, ConfigError, MissingExtraError: what is asked for cannot be had.
     """
     started = time.monotonic()
-    if config.runtime == "onnx":
-        raise ConfigError("this version runs networks with torch only; leave out --runtime onnx")
     require_format(config.format)
     if config.launch == "ray":
         require_ray()
@@ -127,7 +125,12 @@ def _begin(config: EmbedConfig, shard_rows: int, held: contextlib.ExitStack) -> 
         assert source is not None
         device = config.device if world.size == 1 else world.device
         embedder = load_embedder(
-            config.weights, device=device, precision=config.precision, image_size=config.image_size
+            config.weights,
+            device=device,
+            precision=config.precision,
+            image_size=config.image_size,
+            runtime=runtime_of(config),
+            images=len(source),
         )
         job = EmbedJob.plan(config, source, embedder, shard_rows)
         if config.part is not None:

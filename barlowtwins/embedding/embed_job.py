@@ -48,7 +48,7 @@ from barlowtwins.lock import FolderLock
 from barlowtwins.version import __version__
 from barlowtwins.zoo.registry import registry
 
-__all__ = ["EmbedJob"]
+__all__ = ["EmbedJob", "runtime_of"]
 
 SHARDS, JOB = "shards", "job.json"
 WHOLE_LOCK, JOIN_LOCK, PART_LOCK = ".lock", ".join.lock", ".part-{}.lock"
@@ -60,8 +60,11 @@ RECORD = {  # of job.json and meta.json; how messages call them
     "data_fingerprint": "images",
     "normalized": "--normalize",
     "precision": "precision",
+    "runtime": "--runtime",
     "shard_rows": "shard size",
 }
+
+EARLIER = {"runtime": "torch"}  # what records of before there was a choice mean
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class EmbedJob:
             "data_fingerprint": source.fingerprint(),
             "normalized": config.normalize,
             "precision": embedder.precision,
+            "runtime": embedder.runtime,
             "shard_rows": shard_rows,
         }
         return cls(config, source, embedder, plan_shards(len(source), shard_rows), record)
@@ -239,7 +243,18 @@ class EmbedJob:
 
     def _differs(self, record: dict[str, Any]) -> str:
         """In what a record of the folder differs from this job, in words; empty if in nothing."""
-        return ", ".join(words for field, words in RECORD.items() if record.get(field) != self.record[field])
+        there = EARLIER | record
+        return ", ".join(words for field, words in RECORD.items() if there.get(field) != self.record[field])
+
+
+def runtime_of(config: EmbedConfig) -> str:
+    """The runtime to use: of "auto", the one that began the folder, since rows of two are equal only in tolerance."""
+    if config.runtime != "auto":
+        return config.runtime
+    out = Path(config.out)
+    begun = _read(out / SHARDS / JOB) or ({} if config.overwrite else _read(out / META))
+    fresh = "torch" if config.launch == "ray" else "auto"  # a cluster may have GPUs where this machine has none
+    return str(begun.get("runtime", EARLIER["runtime"])) if begun else fresh
 
 
 @contextlib.contextmanager

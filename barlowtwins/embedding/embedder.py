@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ from barlowtwins.data.remote import UrlSource
 from barlowtwins.data.sources import FileSource, ItemSource, Source
 from barlowtwins.data.tars import TarSource
 from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
-from barlowtwins.errors import DataError, TrainingError
+from barlowtwins.embedding.onnx_runtime import WORTH, installed, onnx_program
+from barlowtwins.errors import ConfigError, DataError, TrainingError, WeightsError
 from barlowtwins.progress import Progress
 from barlowtwins.zoo.weights import load_weights
 
@@ -58,6 +59,7 @@ class Embedder:
         precision: "auto", "fp32" or "bf16".
         name, sha256: of the weights, for the record.
         weights: where they are from, as `load_weights` takes it, for classifiers that are trained on the features.
+        program: runs in place of the backbone, on the CPU in fp32: what `onnx_program` makes of it.
 
     Attributes:
         failed: the images of the last `encode` that could not be read, by row.
@@ -73,6 +75,7 @@ class Embedder:
         name: str = "",
         sha256: str = "",
         weights: str = "",
+        program: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
@@ -80,6 +83,12 @@ class Embedder:
         self.preprocessing = preprocessing
         self.name, self.sha256, self.weights = name, sha256, weights
         self.failed: dict[int, Unreadable] = {}
+        self._program = program
+
+    @property
+    def runtime(self) -> Literal["torch", "onnx"]:
+        """What runs the network."""
+        return "torch" if self._program is None else "onnx"
 
     def __repr__(self) -> str:
         return f"Embedder({self.name or type(self.backbone).__name__}, dim={self.dim}, device={self.device})"
@@ -139,6 +148,8 @@ class Embedder:
         Raises:
             TrainingError: the device is out of memory.
         """
+        if self._program is not None:
+            return self._program(images.float())
         layout = torch.contiguous_format if self.device.type == "mps" else torch.channels_last  # faster convolutions
         try:
             with torch.inference_mode(), _evaluating(self.backbone), autocast(self.device, self.precision):
@@ -176,6 +187,8 @@ def load_embedder(
     precision: str = "auto",
     image_size: int | None = None,
     progress: bool = True,
+    runtime: str = "torch",
+    images: int | None = None,
 ) -> Embedder:
     """Load a backbone and the preprocessing that it was trained with.
 
@@ -184,17 +197,51 @@ def load_embedder(
         device, precision: as for `Embedder`.
         image_size: side of the square input in pixels; the weights' own unless told.
         progress: show a bar while downloading.
+        runtime: what runs the network: "torch"; "onnx", ONNX Runtime on a CPU; or "auto", which takes ONNX Runtime
+            where it can and where it pays, and says so if its features are not those of torch.
+        images: how many are to be embedded, for "auto": from 512 on the building of the graph pays.
 
     Raises:
-        WeightsError: the weights cannot be had, or are damaged.
+        WeightsError: the weights cannot be had, or are damaged; or ONNX Runtime gives other features than torch.
+        ConfigError: there is no such runtime, or none on this device or in this precision.
+        MissingExtraError: ONNX Runtime is asked for and not installed.
     """
+    if runtime not in ("auto", "torch", "onnx"):
+        raise ConfigError(f"there is no runtime {runtime!r}; use 'auto', 'torch' or 'onnx'")
     loaded = load_weights(weights, progress=progress)
     preprocessing = loaded.preprocessing
     if image_size is not None:
         resize = preprocessing.resize and round(preprocessing.resize * image_size / preprocessing.image_size)
         preprocessing = dataclasses.replace(preprocessing, image_size=image_size, resize=resize)
     known = {"name": loaded.name, "sha256": loaded.sha256, "weights": str(weights)}
-    return Embedder(loaded.build(), preprocessing, device=device, precision=precision, **known)
+    backbone, place = loaded.build(), resolve_device(device)
+    program = _program(backbone, preprocessing, loaded.sha256, place, precision, runtime, images)
+    return Embedder(backbone, preprocessing, device=place, precision=precision, program=program, **known)
+
+
+def _program(
+    backbone: nn.Module,
+    preprocessing: Preprocessing,
+    sha256: str,
+    device: torch.device,
+    precision: str,
+    runtime: str,
+    images: int | None,
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What ONNX Runtime makes of the backbone; None where torch is to run it."""
+    fits = device.type == "cpu" and resolve_precision(precision, device) == "fp32"
+    if runtime == "onnx" and not fits:
+        raise ConfigError(f"--runtime onnx runs in fp32 on a CPU, not in {precision} on {device}; use --runtime torch")
+    pays = images is not None and images >= WORTH and fits and installed()
+    if runtime == "torch" or (runtime == "auto" and not pays):
+        return None
+    try:
+        return onnx_program(backbone.eval(), preprocessing, sha256)
+    except WeightsError as error:
+        if runtime == "onnx":
+            raise
+        logger.warning("torch runs the network: %s", error)
+        return None
 
 
 def extract(

@@ -73,7 +73,9 @@ def _nearest_block(bank: Features, queries: torch.Tensor, k: int, chunk: int) ->
         with autocast(queries.device, "fp32"):
             similarity = queries @ block.T  # (q, m)
         similarity.masked_fill_(~finite, -torch.inf)
-        keys = torch.cat([best, _pack(similarity, start)], dim=1)  # (q, <= k + m)
+        full = best.shape[1] == k  # from then on few rows of a chunk are better than the worst one kept
+        fresh = _better(similarity, start, _unpack(best[:, -1:])[0]) if full else _pack(similarity, start)
+        keys = torch.cat([best, fresh], dim=1)  # (q, <= k + m)
         best = keys.topk(min(k, keys.shape[1]), dim=1).values
         usable += int(finite.sum())
     if usable < k:
@@ -81,12 +83,30 @@ def _nearest_block(bank: Features, queries: torch.Tensor, k: int, chunk: int) ->
     return _unpack(best)
 
 
+def _better(similarity: torch.Tensor, start: int, worst: torch.Tensor) -> torch.Tensor:
+    """Keys (q, <= m) of the similarities (q, m) above `worst` (q, 1), in padded rows; -1 << 63 pads.
+
+    Sorting a few numbers takes a small part of the time that sorting all takes. The answer is the same: an equal
+    similarity of a later row would lose against the worst one kept.
+    """
+    query, column = (similarity > worst).nonzero(as_tuple=True)  # in the order of the queries
+    counts = torch.bincount(query, minlength=len(similarity))
+    keys = _pack(similarity[query, column][:, None], 0)[:, 0] - (start + column)  # a row number counts downwards
+    within = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
+    widest = int(counts.max())
+    padded = torch.full((len(similarity), widest), -(1 << 63), dtype=torch.int64, device=query.device)
+    padded[query, within] = keys
+    return padded  # (q, widest)
+
+
 def unit_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale each row (n, D) to unit length; a row of zeros stays. Also says which rows are finite, (n,) bool."""
     features = features.float()
-    largest = features.abs().amax(dim=1, keepdim=True)  # first, so that the squares of huge or tiny rows stay in range
+    low, high = features.aminmax(dim=1, keepdim=True)
+    largest = torch.maximum(-low, high)  # first, so that the squares of huge or tiny rows stay in range
     scaled = features / torch.where(largest > 0, largest, 1.0)
-    return torch.nn.functional.normalize(scaled, dim=1), largest[:, 0].isfinite()
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(1e-12)
+    return scaled.div_(norm), largest[:, 0].isfinite()
 
 
 def _pack(similarity: torch.Tensor, start: int) -> torch.Tensor:

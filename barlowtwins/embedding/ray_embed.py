@@ -91,6 +91,7 @@ def _run(ray: Any, job: EmbedJob, shards: list[Shard], after_shard: Callable[[in
         job.embedder.sha256,
         job.embedder.precision,
         job.embedder.preprocessing,
+        job.embedder.runtime,
     )
     folder = job.folder.absolute()
     left = list(reversed(shards))
@@ -147,8 +148,8 @@ def _embed_shard(
 
 
 @functools.lru_cache(maxsize=1)  # Ray uses its processes again
-def _embedder(weights: str, sha256: str, precision: str, preprocessing: Preprocessing) -> Embedder:
-    embedder = load_embedder(weights, precision=precision, progress=False)
+def _embedder(weights: str, sha256: str, precision: str, preprocessing: Preprocessing, runtime: str) -> Embedder:
+    embedder = load_embedder(weights, precision=precision, progress=False, runtime=runtime)
     if embedder.sha256 != sha256:
         raise WeightsError(
             f"{weights} on {platform.node()} is another file than on the machine that asks for it; put the same there"
