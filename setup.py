@@ -44,6 +44,7 @@ EXTRAS["test"] = [
     *EXTRAS["parquet"],
     *EXTRAS["report"],
     *EXTRAS["track"],
+    *EXTRAS["fast"],
     *EXTRAS["onnx"],  # what is exported is compared in ONNX Runtime and in timm
     *EXTRAS["timm"],
     "ray>=2.40; python_version < '3.15'",  # a cluster of two nodes, one of which is killed; without it that test skips

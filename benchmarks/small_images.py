@@ -32,9 +32,9 @@ from barlowtwins.optim import build_optimizer
 def bare(source: ArraySource, seed: int, settings: argparse.Namespace) -> float:
     """Seconds of network, loss and update for as many steps, on views that are random numbers."""
     device = settings.device
-    model = network(settings, seed, device)
+    model = network(settings, seed, device).to(memory_format=torch.channels_last)  # as ours runs
     optimizer = build_optimizer("lars", model, lr=0.2, lr_bias=3e-4, weight_decay=1e-6)
-    y1, y2 = torch.randn(2, settings.batch_size, 1, 28, 28, device=device)
+    y1, y2 = torch.randn(2, settings.batch_size, 1, 28, 28, device=device)  # one channel: both layouts at once
     precision = resolve_precision("auto", device)
     steps = len(source) // settings.batch_size * settings.epochs
     start = time.perf_counter()

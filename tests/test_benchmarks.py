@@ -10,20 +10,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import write_images, write_weights
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
 PEERS = {"learning.py": "lightly", "small_images.py": "lightly"}
-ARGUMENTS = {"protocols.py": None}  # needs a trained run; see test_protocols
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [name for name in SCRIPTS if ARGUMENTS.get(name, ()) is not None])
-def test_it_runs_and_writes_nothing(script: str) -> None:
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_it_runs_and_writes_nothing(script: str, tmp_path: Path) -> None:
     if script in PEERS and importlib.util.find_spec(PEERS[script]) is None:
         pytest.skip(f"{PEERS[script]} is not installed; pip install 'barlowtwins[bench]'")
     before = {path: path.stat().st_mtime_ns for path in (FOLDER / "results").iterdir()}
     command = [sys.executable, str(FOLDER / script), "--quick"]
+    if script == "protocols.py":
+        data, weights = write_images(tmp_path / "images", 30, classes=3), write_weights(tmp_path / "w.safetensors")
+        command += [str(weights), str(data), "--val", str(data)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) >= 1

@@ -134,9 +134,3 @@ def test_another_evaluation_is_not_overwritten_unless_told(config: KNNConfig, tm
 def test_the_usual_k_are_cut_to_a_small_bank(config: KNNConfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(evaluate_knn(replace(config, k=())).accuracy) == [20, 30]
     assert "k is 20 and 30 instead of 20 and 200: the bank has 30 images" in capsys.readouterr().err
-
-
-def test_several_processes_are_refused(config: KNNConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="evaluate knn runs in one process"):
-        evaluate_knn(config)

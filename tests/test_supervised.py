@@ -23,14 +23,16 @@ from processes import run_processes
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from barlowtwins.config import FinetuneConfig, LinearConfig
+from barlowtwins.config import FinetuneConfig, KNNConfig, LinearConfig, SemiConfig
 from barlowtwins.distributed import World
 from barlowtwins.errors import ConfigError, OutputError, TrainingError
 from barlowtwins.evaluate.crops import CropFlip, LabelledReader
 from barlowtwins.evaluate.finetune import evaluate_finetune
+from barlowtwins.evaluate.knn import evaluate_knn
 from barlowtwins.evaluate.labelled import Labelled, open_labelled, open_pair
 from barlowtwins.evaluate.linear import evaluate_linear
 from barlowtwins.evaluate.protocols import FINE_TUNING, PUBLISHED_LINEAR, Protocol, fine_tuning, learning_rate
+from barlowtwins.evaluate.semi import evaluate_semi
 from barlowtwins.evaluate.supervised import score, train_classifier
 from barlowtwins.views.twins import plan_batches
 from barlowtwins.zoo.head import fresh_classifier, load_classifier, load_head
@@ -355,14 +357,21 @@ def train_among(rank: int, world_size: int, weights: str, out: str) -> list[floa
     fast = evaluate_linear(
         LinearConfig("shapes:48", out=f"{out}/fast", weights=weights, workers=0, device="cpu", batch_size=16)
     )
-    return [result.scores.top1 for result in (fine, published, fast)]
+    semi = evaluate_semi(SemiConfig("shapes:48", percent="50", out=f"{out}/semi", **common))
+    plain = KNNConfig("shapes:48", weights=weights, k=(5,), workers=0, device="cpu", batch_size=16)
+    knn = evaluate_knn(dataclasses.replace(plain, out=f"{out}/knn"))
+    if world_size > 1:
+        with pytest.raises(ConfigError, match="2 processes share features by way of a folder; give one with --out"):
+            evaluate_knn(plain)
+    return [*(result.scores.top1 for result in (fine, published, fast, semi)), knn.accuracy[5]]
 
 
 def test_two_processes_come_to_what_one_does(weights: Path, tmp_path: Path) -> None:
     both = run_processes(train_among, 2, str(weights), str(tmp_path / "two"))
     alone = train_among(0, 1, str(weights), str(tmp_path / "one"))
     assert both[0] == both[1]
-    for name in ("fine", "linear", "fast"):
+    assert both[0][-1] == alone[-1]  # neighbours are found by one of them, of the very same features
+    for name in ("fine", "linear", "fast", "semi"):
         ours, theirs = (load_head(tmp_path / how / name / "head.safetensors") for how in ("one", "two"))
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-3, atol=1e-3 * ours.weight.abs().max().item())
     np.testing.assert_allclose(both[0], alone, atol=3)  # a near tie or two may fall the other way

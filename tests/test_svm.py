@@ -191,3 +191,14 @@ def test_without_scikit_learn_one_line_says_what_brings_it(monkeypatch: pytest.M
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(MissingExtraError, match=r"pip install 'barlowtwins\[eval\]'"):
         evaluate_svm(SVMConfig("nothing"))
+
+
+def judge_among(rank: int, world_size: int, data: str, weights: str, out: str) -> dict[str, float]:
+    config = SVMConfig(data, None, weights, c=(0.1, 10.0), out=out, workers=0, device="cpu")
+    return evaluate_svm(config).average_precision
+
+
+def test_two_processes_come_to_what_one_does(tmp_path: Path) -> None:
+    weights, data = tiny.write_weights(tmp_path / "w.safetensors"), voc_folder(tmp_path / "VOC2007")
+    alone = judge_among(0, 1, str(data), str(weights), str(tmp_path / "one"))
+    assert run_processes(judge_among, 2, str(data), str(weights), str(tmp_path / "two")) == [alone, alone]

@@ -39,9 +39,10 @@ class PretrainConfig:
     """Side of the square views, in pixels."""
     augmentation: str | None = None
     """The pair of view pipelines: imagenet, small, shapes or grey; where the recipe leaves it open, by the images."""
-    augment_backend: Literal["auto", "pillow", "batched"] = "auto"
-    """What makes the views: pillow, the published operations to the letter, in worker processes; or batched, nearly
-    the same pixels by few large operations on the device. auto: batched on a GPU and for small images in memory."""
+    augment_backend: Literal["auto", "pillow", "fast", "batched"] = "auto"
+    """What makes the views: pillow, the published operations to the letter, in worker processes; fast, nearly the same
+    pixels by OpenCV there (extra fast); or batched, nearly the same by few large operations on the device. auto:
+    batched on a GPU and for small images in memory, else pillow."""
     epochs: int | None = None
     """Passes over the data."""
     batch_size: int | None = None

@@ -37,7 +37,7 @@ try:
 except ImportError:  # Pillow before 11.3
     AvifImagePlugin = None  # type: ignore[assignment]
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Unreadable", "read_array", "read_image", "to_rgb"]
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Unreadable", "read_array", "read_image", "to_rgb", "upright"]
 
 # Pillow registers the last three only when their plugins are imported, as above; left to itself it would import all
 # of its plugins at the first such file, in whatever thread meets it.
@@ -112,6 +112,15 @@ def read_image(
         return Unreadable(name, f"not an image ({', '.join(FORMATS)}), or cut within its header")
     except _DECODING_ERRORS as error:
         return Unreadable(name, _reason(error))
+
+
+def upright(file: IO[bytes]) -> bool:
+    """Whether the header of an image asks for no turning; False also where it cannot be read."""
+    try:
+        with _pillow_warnings_off, Image.open(file, formats=FORMATS) as image:
+            return _orientation(image) not in _TURNS
+    except _DECODING_ERRORS:
+        return False
 
 
 def read_array(path: str | os.PathLike[str], *, many: bool = False) -> npt.NDArray[np.generic] | Unreadable:

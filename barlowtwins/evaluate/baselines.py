@@ -26,7 +26,12 @@ STATISTICS = 1000  # images that the mean and standard deviation are taken from
 
 
 def open_embedder(
-    weights: str, sources: Sequence[Source], *, device: str = "auto", precision: str = "auto", seed: int = 0
+    weights: str,
+    sources: Sequence[Source],
+    *,
+    device: torch.device | str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
 ) -> Embedder:
     """An embedder for trained weights, or for a baseline.
 
@@ -47,7 +52,7 @@ def open_embedder(
     return load_embedder(weights, device=device, precision=precision)
 
 
-def pixel_embedder(sources: Sequence[Source], *, device: str = "auto") -> Embedder:
+def pixel_embedder(sources: Sequence[Source], *, device: torch.device | str = "auto") -> Embedder:
     """Pixels as features: as they are if all images have one square size, else resized to 32 x 32.
 
     They are standardised by the mean and standard deviation of each channel, as a network would see them: levels are
@@ -78,7 +83,9 @@ def _statistics(source: Source, levels: Preprocessing) -> tuple[tuple[float, ...
     return tuple(pixels.mean(dim=(0, 2, 3)).tolist()), tuple(std.tolist())
 
 
-def random_embedder(like: str = "", *, device: str = "auto", precision: str = "auto", seed: int = 0) -> Embedder:
+def random_embedder(
+    like: str = "", *, device: torch.device | str = "auto", precision: str = "auto", seed: int = 0
+) -> Embedder:
     """An untrained backbone, with the architecture and preprocessing of the weights `like` if there are any."""
     known = load_weights(like) if like else None
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is

@@ -4,21 +4,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from barlowtwins.config import KNNConfig
 from barlowtwins.data.open import has_split, open_source
 from barlowtwins.data.sources import Source
 from barlowtwins.device import default_workers
-from barlowtwins.embedding.embedder import Embedder, extract
+from barlowtwins.distributed import World
+from barlowtwins.embedding.embedder import Embedder
 from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.evaluate.baselines import open_embedder
+from barlowtwins.evaluate.features import extract_features
 from barlowtwins.evaluate.labelled import labels_of, labels_within
 
 __all__ = ["LabelledFeatures", "PlannedPair", "open_embedded_pair", "plan_feature_pair"]
@@ -62,27 +65,47 @@ class PlannedPair(NamedTuple):
         meta = open_embeddings(data).meta
         return meta["data_fingerprint"], meta["weights_sha256"]
 
-    def features(self) -> tuple[LabelledFeatures, LabelledFeatures]:
-        """Embed what is not embedded yet.
+    def features(self, folder: Path | None, world: World) -> tuple[LabelledFeatures, LabelledFeatures] | None:
+        """Embed what is not embedded yet, the processes taking turns.
+
+        Args:
+            folder: where features are kept, for a stopped call to go on from; None keeps nothing.
+            world: the processes, which share the work by way of `folder`.
 
         Returns:
-            To learn from and to judge by, both labelled by the classes of the first.
+            To learn from and to judge by, both labelled by the classes of the first; None on processes that do not
+            write.
 
         Raises:
+            StoppedEarly: a stop signal; with a folder the same call goes on.
             ConfigError: features of two different networks.
             DataError: rows without labels, a single class, or classes to judge by that are not among those to learn.
         """
-        learned, judged = (
-            _embed(self.sources[split], self.embedder, self.config)
-            if self.embedder and split in self.sources
-            else _read(data)
-            for split, data in self.parts.items()
-        )
+        made = {
+            split: self._extract(source, folder and folder / "features" / split, world)
+            for split, source in self.sources.items()
+        }
+        if not world.writes:
+            return None
+        learned, judged = (made.get(split) or _read(data) for split, data in self.parts.items())
         return _matched(learned, judged)
 
+    def _extract(self, source: Source, folder: Path | None, world: World) -> LabelledFeatures | None:
+        assert self.embedder is not None  # there are images
+        workers = default_workers() if self.config.workers is None else self.config.workers
+        size = self.config.batch_size
+        features = extract_features(source, self.embedder, folder, world=world, batch_size=size, workers=workers)
+        if features is None:
+            return None
+        network = (self.embedder.sha256, self.embedder.preprocessing.to_dict())
+        unreadable = int((~np.isfinite(features).all(axis=1)).sum())
+        return LabelledFeatures(
+            source.name, features, labels_of(source), source.classes, unreadable, self.embedder.name, network
+        )
 
-def plan_feature_pair(config: KNNConfig) -> PlannedPair:
-    """Open `config.train` and `config.val`, and find what is wrong with them before anything is embedded.
+
+def plan_feature_pair(config: KNNConfig, device: torch.device) -> PlannedPair:
+    """Open `config.train` and `config.val`, and find what is wrong with them before anything is embedded on `device`.
 
     Raises:
         ConfigError: no `val`, or more neighbours than images.
@@ -98,7 +121,11 @@ def plan_feature_pair(config: KNNConfig) -> PlannedPair:
         if not is_embeddings(data)
     }
     _check(sources, max(config.k, default=1))
-    embedder = _open_embedder(config, list(sources.values())) if sources else None
+    embedder = None
+    if sources:
+        embedder = open_embedder(
+            config.weights, list(sources.values()), device=device, precision=config.precision, seed=config.seed
+        )
     return PlannedPair(config, parts, sources, embedder)
 
 
@@ -140,20 +167,6 @@ def _check(sources: Mapping[str, Source], k: int) -> None:
         )
     if learned is not None and judged is not None:
         labels_within(learned.classes, judged)
-
-
-def _open_embedder(config: KNNConfig, sources: Sequence[Source]) -> Embedder:
-    return open_embedder(config.weights, sources, device=config.device, precision=config.precision, seed=config.seed)
-
-
-def _embed(source: Source, embedder: Embedder, config: KNNConfig) -> LabelledFeatures:
-    workers = default_workers() if config.workers is None else config.workers
-    features, good = extract(source, embedder, batch_size=config.batch_size, workers=workers, progress=True)
-    network = (embedder.sha256, embedder.preprocessing.to_dict())
-    unreadable = len(good) - int(good.sum())
-    return LabelledFeatures(
-        source.name, features, labels_of(source), source.classes, unreadable, embedder.name, network
-    )
 
 
 def _read(folder: str) -> LabelledFeatures:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +19,7 @@ import numpy.typing as npt
 import torch
 
 from barlowtwins.config import KNNConfig
-from barlowtwins.device import resolve_device
-from barlowtwins.distributed import World
+from barlowtwins.distributed import World, open_world
 from barlowtwins.embedding.nearest import CHUNK, Features, chunks, nearest, place_of
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.evaluate.feature_pair import LabelledFeatures, plan_feature_pair
@@ -240,30 +238,36 @@ class KNNResult:
 def evaluate_knn(config: KNNConfig) -> KNNResult:
     """Classify the images of `val` by their neighbours in `train`; both are embedded first, unless that is done.
 
-    Features of images are held in memory, 8 KB an image for a ResNet-50. For more than fit, or to be able to go on
-    after a stop, embed both first and give the two EMB folders.
+    Features of images are held in memory, 8 KB an image for a ResNet-50; for more than fit, embed both first and give
+    the two EMB folders. With `out`, a stopped call goes on, and processes of `torchrun` share the embedding.
 
     Raises:
-        ConfigError: no `val`, more neighbours than images, features of two different networks, or several processes.
+        ConfigError: no `val`, more neighbours than images, features of two different networks, or several
+            processes without `out`.
         DataError: no labels, a single class, or classes in `val` that are not in `train`.
         WeightsError: the weights cannot be had.
         OutputError: `out` belongs to another evaluation, or cannot be written.
     """
     started = time.monotonic()
-    device = resolve_device(config.device)  # first of all: whatever else is wrong, nothing can be done without it
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "evaluate knn runs in one process; start it without torchrun, or let processes embed both with "
-            "`barlowtwins embed` and give the two EMB folders"
-        )
-    pair = plan_feature_pair(config)
+    with open_world(config.device) as world:  # first of all: without its device nothing can be done
+        return _evaluate(config, world, started)
+
+
+def _evaluate(config: KNNConfig, world: World, started: float) -> KNNResult:
+    """The processes share the embedding; one of them classifies, and all get its result."""
+    pair = plan_feature_pair(config, world.device)
     # Weights by name, too: of two EMB folders they decide nothing, and are on record as everywhere.
     decisive = ("weights", "k", "temperature", "shots", "tries", "precision", "seed")
     job = {"evaluation": "knn", **{name: getattr(config, name) for name in decisive}, **pair.fingerprints()}
-    with open_job(config.out, job, overwrite=config.overwrite, world=World(0, 1, device)) as folder:
-        result = _classify(*pair.features(), config, device, started)
-        if folder:
-            write_results(folder, job, result)
+    result = None
+    with open_job(config.out, job, overwrite=config.overwrite, world=world) as folder:
+        both = pair.features(folder, world)
+        if both is not None:
+            result = _classify(*both, config, world.device, started)
+            if folder:
+                write_results(folder, job, result)
+        result = world.same(result)
+    assert result is not None  # the process that writes has one
     return result
 
 

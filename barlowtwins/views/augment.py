@@ -2,23 +2,28 @@
 
     y1, y2 = TwinTransform("imagenet")(image)                        # two (3, 224, 224) float32 tensors
 
-The numbers and their drawing are in `views`, the published operations in `augment_pillow`, nearly the same ones for
-whole batches in `augment_batched`; all names are at hand here.
+The numbers and their drawing are in `recipe`, the published operations in `augment_pillow`, nearly the same ones by
+OpenCV in `augment_opencv`, for whole batches in `augment_batched`; all names are at hand here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
+from barlowtwins.data.fast_jpeg import read_pixels, require_simplejpeg
+from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import ImageLike, as_image, to_tensor as image_to_tensor
 from barlowtwins.errors import ConfigError
-from barlowtwins.views.augment_batched import make_views
+from barlowtwins.views.augment_batched import make_views, normalize
+from barlowtwins.views.augment_opencv import apply_view as apply_fast, require_opencv
 from barlowtwins.views.augment_pillow import apply_view
 from barlowtwins.views.draw import pack_views
 from barlowtwins.views.recipe import (
@@ -48,12 +53,17 @@ __all__ = [
 
 Views: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"  # (C, S, S) each
 
-BACKENDS = ("auto", "pillow", "batched")
+BACKENDS = ("auto", "pillow", "fast", "batched")
 
 
 def to_tensor(image: Image.Image, recipe: AugmentRecipe) -> torch.Tensor:
     """Scale to [0, 1] and normalise by the recipe's mean and std: (C, S, S) float32."""
     return image_to_tensor(image, recipe.mean, recipe.std)
+
+
+def to_levels(views: npt.NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
+    """(N, S, S, C) uint8 -> (N, C, S, S) float32 levels, where the views are."""
+    return torch.as_tensor(views).permute(0, 3, 1, 2).float()
 
 
 class TwinTransform:
@@ -65,14 +75,16 @@ class TwinTransform:
 
     Args:
         recipe: "imagenet", "small", "grey" or an `AugmentRecipe`.
-        backend: "pillow", the published operations to the letter; "batched", what `augment_batched` makes of a batch,
-            here of one; "auto", the best for one image at a time, which is "pillow".
+        backend: "pillow", the published operations to the letter; "fast", nearly the same by OpenCV (extra `fast`;
+            the differences are in `augment_opencv`); "batched", what `augment_batched` makes of a batch, here of one;
+            "auto", the reference, which is "pillow".
         size: side S of the views in pixels, instead of the recipe's.
         channels: 3 (RGB) or 1 (grey), instead of the recipe's.
         seed: of the pure function, 0 unless told.
 
     Raises:
         ConfigError: an unknown recipe or backend (with a suggestion), or a number out of its range.
+        MissingExtraError: the backend is "fast", and OpenCV or simplejpeg is not installed.
     """
 
     def __init__(
@@ -88,6 +100,9 @@ class TwinTransform:
             close = difflib.get_close_matches(backend, BACKENDS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BACKENDS)}"
             raise ConfigError(f"unknown backend {backend!r}; {hint}")
+        if backend == "fast":
+            require_opencv()
+            require_simplejpeg()
         recipe = augmentation(recipe) if isinstance(recipe, str) else recipe
         recipe = dataclasses.replace(recipe, size=recipe.size if size is None else size)
         self.recipe = recipe if channels is None else recipe.with_channels(channels)
@@ -109,6 +124,9 @@ class TwinTransform:
             DataError: the file cannot be read, or the array is not an image.
             ConfigError: `epoch` without `index` or the reverse; a seed but neither of them.
         """
+        if self.backend == "fast":
+            y1, y2 = normalize(to_levels(self.fast_views(image, *self._key(epoch, index))), self.recipe)
+            return y1, y2
         source = as_image(image, self.recipe.channels)
         rng = rng_for(*self._key(epoch, index))
         pair = draw_views(self.recipe, source.width, source.height, rng)
@@ -117,6 +135,24 @@ class TwinTransform:
             y1, y2 = make_views(pixels, pack_views([pair]), self.recipe)
             return y1[0], y2[0]
         return self._render(source, pair[0]), self._render(source, pair[1])
+
+    def fast_views(self, image: ImageLike, seed: int, epoch: int, index: int) -> npt.NDArray[np.uint8]:
+        """Both views by OpenCV as levels, (2, S, S, C): what a worker hands on, to be normalised on the device.
+
+        Raises:
+            DataError: as calling the transform does.
+        """
+        recipe = self.recipe
+        if recipe.channels == 3 and isinstance(image, (str, os.PathLike)):
+            read = read_pixels(image)
+            image = as_image(image) if isinstance(read, Unreadable) else read  # which raises with the reason
+        pixels = image
+        if not (isinstance(pixels, np.ndarray) and pixels.shape[2:] == (3,) and recipe.channels == 3):
+            pixels = np.asarray(as_image(pixels, recipe.channels))
+        height, width = pixels.shape[:2]
+        pair = draw_views(recipe, width, height, rng_for(seed, epoch, index))
+        made = [apply_fast(pixels, params, recipe) for params in pair]
+        return np.stack(made).reshape(2, recipe.size, recipe.size, recipe.channels)
 
     def _key(self, epoch: int | None, index: int | None) -> tuple[int, int, int]:
         if epoch is not None and index is not None:

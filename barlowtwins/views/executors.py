@@ -4,6 +4,7 @@
 |---|---|---|---|
 | any | pillow | read, make whole views | moves floats to the device |
 | of one size, in memory | batched | none | all: the images lie on the device as uint8 |
+| any | fast | read; make whole views with OpenCV, to uint8 | normalises, on the device |
 | any other | batched | read; crop, resize and flip with Pillow, to uint8 | the colours, on the device |
 
 The views are the same function of (seed, epoch, index) either way, up to what `augment_batched` states.
@@ -20,15 +21,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from barlowtwins.data.batches import Readable, read_ahead
+from barlowtwins.data.fast_jpeg import read_pixels, require_simplejpeg
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import as_image
 from barlowtwins.data.sources import Source
 from barlowtwins.errors import ConfigError
-from barlowtwins.views.augment import TwinTransform
-from barlowtwins.views.augment_batched import finish_views, make_views, to_device
+from barlowtwins.views.augment import TwinTransform, to_levels
+from barlowtwins.views.augment_batched import finish_views, make_views, normalize, to_device
+from barlowtwins.views.augment_opencv import require_opencv
 from barlowtwins.views.augment_pillow import crop_view
 from barlowtwins.views.draw import DrawnViews, draw_batch, pack_views
 from barlowtwins.views.recipe import ViewParameters, draw_views, rng_for
@@ -47,15 +51,19 @@ class Executor:
         source: the images.
         transform: the recipe and the seed.
         device: where the network is.
-        backend: "pillow", "batched", or "auto": batched where that is faster, which is on a GPU, and on a CPU for small
-            images in memory.
+        backend: "pillow", "fast", "batched", or "auto": batched where that is faster, which is on a GPU, and on a CPU
+            for small images in memory; else pillow.
+
+    Raises:
+        ConfigError: channels that the backend does not have.
+        MissingExtraError: "fast" without OpenCV or simplejpeg.
     """
 
     def __init__(self, source: Source, transform: TwinTransform, device: torch.device, backend: str = "auto") -> None:
         images = source.array()
         channels = transform.recipe.channels
         if not {channels, source.channels} <= {1, 3}:  # Pillow's images are grey or RGB
-            if images is None or backend == "pillow" or channels != source.channels:
+            if images is None or backend in ("pillow", "fast") or channels != source.channels:
                 raise ConfigError(
                     f"{source.name} has {source.channels} channels, the network {channels}: others than grey and RGB "
                     "are trained on as they are, from memory, by --augment-backend batched"
@@ -64,7 +72,10 @@ class Executor:
         if backend == "auto":
             small = images is not None and max(*images.shape[1:3], transform.recipe.size) <= SMALL
             backend = "batched" if small or device.type != "cpu" else "pillow"
-        self.backend: Literal["pillow", "batched"] = "batched" if backend == "batched" else "pillow"
+        if backend == "fast":
+            require_opencv()
+            require_simplejpeg()
+        self.backend: Literal["pillow", "fast", "batched"] = backend  # type: ignore[assignment]  # checked by config
         self.source, self.transform, self.device = source, transform, device
         self.in_memory = (
             ArrayTwins(images, transform, device) if self.backend == "batched" and images is not None else None
@@ -83,6 +94,8 @@ class Executor:
             return self.in_memory[rows]
         if self.backend == "pillow":
             return TwinReader(self.source, self.transform)[rows]
+        if self.backend == "fast":
+            return self._normalize(FastReader(self.source, self.transform)[rows])
         return self._finish(CropReader(self.source, self.transform)[rows])
 
     @contextlib.contextmanager
@@ -99,10 +112,21 @@ class Executor:
             reader = TwinReader(self.source, self.transform)
             with read_ahead(reader, plan, workers=workers, pin_memory=pin) as batches:
                 yield batches
+        elif self.backend == "fast":
+            fast = FastReader(self.source, self.transform)
+            with read_ahead(fast, plan, workers=workers, pin_memory=pin) as made:
+                yield map(self._normalize, made)
         else:
             crops = CropReader(self.source, self.transform)
             with read_ahead(crops, plan, workers=workers, pin_memory=pin) as cropped:
                 yield map(self._finish, cropped)
+
+    def _normalize(self, batch: LevelBatch) -> TwinBatch:
+        y1, y2 = (
+            normalize(to_levels(views.to(self.device, non_blocking=True)), self.transform.recipe)
+            for views in batch.levels
+        )
+        return TwinBatch(batch.rows, y1, y2, batch.unreadable, batch.exhausted)
 
     def _finish(self, batch: CropBatch) -> TwinBatch:
         crops = batch.crops.to(self.device, non_blocking=True)
@@ -150,6 +174,54 @@ def with_channels(images: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[n
     for start in range(0, len(images), 4096):  # in pieces, since the sums take four times the memory
         grey[start : start + 4096, ..., 0] = (images[start : start + 4096] @ LUMA + 0x8000) >> 16
     return grey
+
+
+class LevelBatch(NamedTuple):
+    """What a worker makes by OpenCV."""
+
+    rows: Rows
+    levels: Tensor
+    """(2, n, S, S, C) uint8: first views, then second ones."""
+    unreadable: dict[int, Unreadable]
+    exhausted: bool
+    """As of `TwinBatch`."""
+
+
+class FastReader:
+    """Reads and distorts images by OpenCV, in whichever process it is called."""
+
+    def __init__(self, source: Source, transform: TwinTransform) -> None:
+        self.source, self.transform = Pixels(source, transform.recipe.channels), transform
+
+    def __getitem__(self, rows: Rows) -> LevelBatch:
+        recipe, seed = self.transform.recipe, self.transform.seed or 0
+        levels = np.zeros((2, len(rows.indices), recipe.size, recipe.size, recipe.channels), np.uint8)
+        unreadable: dict[int, Unreadable] = {}
+        exhausted = False
+        for place, index in enumerate(rows.indices):
+            read = read_or_replace(self.source, index, (seed, rows.epoch), unreadable)
+            if read is None:
+                exhausted = True
+            else:
+                levels[:, place] = self.transform.fast_views(read[1], seed, rows.epoch, index)
+        return LevelBatch(rows, torch.from_numpy(levels), unreadable, exhausted)
+
+
+class Pixels:
+    """A source whose JPEG files are read without a detour through Pillow's images."""
+
+    def __init__(self, source: Source, channels: int) -> None:
+        self.source, self.channels = source, channels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def key(self, index: int) -> str:
+        return self.source.key(index)
+
+    def read(self, index: int) -> Image.Image | npt.NDArray[np.uint8] | Unreadable:
+        path = self.source.path(index) if self.channels == 3 else None
+        return self.source.read(index) if path is None else read_pixels(path)
 
 
 class CropBatch(NamedTuple):
