@@ -11,6 +11,7 @@ import pytest
 import tiny
 from hypothesis import given, strategies as st
 from PIL import Image
+from processes import run_processes
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
