@@ -85,7 +85,7 @@ import sys
 from barlowtwins.config import EmbedConfig
 from barlowtwins.embedding.embed import embed
 data, weights, out = sys.argv[1:]
-embed(EmbedConfig(data, weights, out, device="cpu", workers=0, batch_size=64))
+embed(EmbedConfig(data, weights, out, device="cpu", workers=0, batch_size=64, runtime="torch"))
 status = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Vm"))
 print("MiB", int(status["VmHWM"].split()[0]) // 1024)
 """
