@@ -44,7 +44,7 @@ __all__ = [
 Form = Literal["auto", "gram", "cross"]
 EPS = 1e-5  # batch norm's, as in the published code
 CHUNK = 2**18  # numbers that a CPU's cache holds
-SYMMETRIC_FROM = 512  # rows from which a quarter of them is enough for a matrix product at full rate
+STRIP = 64, 4  # rows of a strip of a symmetric product, for a fair rate; and the most strips that pay
 
 
 class Statistics(NamedTuple):
@@ -314,10 +314,11 @@ def _through_standardize(
 def _symmetric(a: Tensor) -> Tensor:
     """AA', (N, D) -> (N, N). On a CPU a large one is computed to the diagonal and mirrored: 5/8 of the work."""
     n = len(a)
-    if a.device.type != "cpu" or n < SYMMETRIC_FROM:
+    strips = min(n // STRIP[0], STRIP[1])
+    if a.device.type != "cpu" or strips < 2:
         return a @ a.T
     product = a.new_empty(n, n)
-    edges = [n * i // 4 for i in range(5)]
+    edges = [n * i // strips for i in range(strips + 1)]
     for start, stop in pairwise(edges):
         torch.mm(a[start:stop], a[:stop].T, out=product[start:stop, :stop])
         product[:start, start:stop] = product[start:stop, :start].T

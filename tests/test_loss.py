@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from barlowtwins.errors import ConfigError
 from barlowtwins.loss import (
-    SYMMETRIC_FROM,
+    STRIP,
     BarlowTwinsLoss,
     barlow_twins_loss,
     choose_form,
@@ -220,9 +220,10 @@ def test_wrong_shapes_are_refused_with_numbers():
         barlow_twins_loss(torch.zeros(1, 3), torch.zeros(1, 3))
 
 
-def test_a_large_batch_equals_the_formula_too():
-    """A CPU computes AA' to its diagonal and mirrors it, and sums columns in chunks."""
-    z1, z2 = pair(SYMMETRIC_FROM + 3, 700)
+@pytest.mark.parametrize("strips", [2, 3, STRIP[1] + 1])
+def test_a_large_batch_equals_the_formula_too(strips):
+    """A CPU computes AA' to its diagonal, strip by strip, and mirrors it; and it sums columns in chunks."""
+    z1, z2 = pair(STRIP[0] * strips + 3, 700)
     expected, expected_grads = gradients(lambda x, y: formula(x, y)[0], z1, z2)
     loss, grads = gradients(lambda x, y: barlow_twins_loss(x, y, LAMBD, form="gram").loss, z1, z2)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)

@@ -76,6 +76,14 @@ def test_a_memory_mapped_bank_is_read_not_loaded(tmp_path: Path) -> None:
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize(("queries", "bank"), [(7, 10), (100, 33), (1, 100), (65, 5)])
+def test_it_says_how_far_it_is(queries: int, bank: int) -> None:
+    told: list[int] = []
+    nearest(torch.randn(bank, 4), torch.randn(queries, 4), 3, chunk=4, after_chunk=told.append)
+    assert sum(told) == queries and min(told) >= 0
+    assert len(told) == -(-bank // 4) * -(-queries // 32)
+
+
 def test_wrong_sizes_are_told_with_numbers() -> None:
     with pytest.raises(ConfigError, match="11 neighbours are asked of a bank of 10 rows; choose k from 1 to 10"):
         nearest(torch.randn(10, 4), torch.randn(2, 4), 11)

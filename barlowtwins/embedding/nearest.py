@@ -8,7 +8,7 @@ Both sides are read chunk by chunk, so either may be a memory-mapped file larger
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,11 +22,18 @@ __all__ = ["CHUNK", "Features", "chunks", "nearest", "place_of", "unit_rows"]
 Features: TypeAlias = "torch.Tensor | np.ndarray[Any, np.dtype[Any]]"
 
 CHUNK = 2048  # rows of either side at once: a tile of similarities and its keys take about 100 MB
+HELD = 8  # chunks of queries that meet a chunk of the bank while it is at hand: it is read and scaled once for all
 
 
 @torch.no_grad()
 def nearest(
-    bank: Features, queries: Features, k: int, *, chunk: int = CHUNK, device: torch.device | str | None = None
+    bank: Features,
+    queries: Features,
+    k: int,
+    *,
+    chunk: int = CHUNK,
+    device: torch.device | str | None = None,
+    after_chunk: Callable[[int], object] = lambda queries: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the `k` rows of the bank with the highest cosine similarity to each query.
 
@@ -35,12 +42,13 @@ def nearest(
     nobody's neighbour.
 
     Args:
-        bank: (M, D), of any float type, a tensor or an array; a memory-mapped one is read once for every `chunk`
+        bank: (M, D), of any float type, a tensor or an array; a memory-mapped one is read once for every 8 `chunk`
             queries.
         queries: (Q, D), all finite.
         k: 1 to M.
-        chunk: rows of either side held at once; memory is about chunk * (8 D + 28 chunk) bytes.
+        chunk: rows of either side in a tile of similarities; memory is about chunk * (36 D + 64 k + 28 chunk) bytes.
         device: where to multiply; the bank's own unless told (the CPU for arrays).
+        after_chunk: called after each chunk of the bank with the number of queries that this amounts to; Q in all.
 
     Returns:
         similarity (Q, k) float32 in [-1, 1] up to rounding, highest first; row numbers (Q, k) int64. On `device`.
@@ -54,33 +62,49 @@ def nearest(
     if not 1 <= k <= len(bank):
         raise ConfigError(f"{k} neighbours are asked of a bank of {len(bank)} rows; choose k from 1 to {len(bank)}")
     place = place_of(bank, device)
-    blocks = [_nearest_block(bank, block, k, chunk) for _, block in chunks(queries, chunk, place)]
+    blocks = [_nearest_block(bank, block, k, chunk, after_chunk) for _, block in chunks(queries, HELD * chunk, place)]
     if not blocks:
         return torch.empty(0, k, device=place), torch.empty(0, k, dtype=torch.int64, device=place)
     similarity, rows = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     return similarity, rows  # (Q, k), (Q, k)
 
 
-def _nearest_block(bank: Features, queries: torch.Tensor, k: int, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One block of queries (q, D) against the whole bank: keep the k best keys seen so far, chunk after chunk."""
+def _nearest_block(
+    bank: Features, queries: torch.Tensor, k: int, chunk: int, after_chunk: Callable[[int], object]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A block of queries (q, D) against the whole bank: keep the k best keys seen so far, chunk after chunk."""
     queries, finite = unit_rows(queries)
     if not finite.all():
         raise DataError(f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinity; leave those rows out")
-    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    usable = 0
+    tiles = queries.split(chunk)
+    best = [torch.empty(len(tile), 0, dtype=torch.int64, device=queries.device) for tile in tiles]
+    memory = queries.new_empty(min(chunk, len(queries)) * min(chunk, len(bank)))  # once: fresh memory costs time
+    usable = done = 0
     for start, block in chunks(bank, chunk, queries.device):
         block, finite = unit_rows(block)  # (m, D), (m,)
-        with autocast(queries.device, "fp32"):
-            similarity = queries @ block.T  # (q, m)
-        similarity.masked_fill_(~finite, -torch.inf)
-        full = best.shape[1] == k  # from then on few rows of a chunk are better than the worst one kept
-        fresh = _better(similarity, start, _unpack(best[:, -1:])[0]) if full else _pack(similarity, start)
-        keys = torch.cat([best, fresh], dim=1)  # (q, <= k + m)
-        best = keys.topk(min(k, keys.shape[1]), dim=1).values
         usable += int(finite.sum())
+        damaged = None if finite.all() else ~finite
+        for place, tile in enumerate(tiles):
+            similarity = memory[: len(tile) * len(block)].view(len(tile), len(block))
+            with autocast(queries.device, "fp32"):
+                torch.mm(tile, block.T, out=similarity)  # (q, m)
+            if damaged is not None:
+                similarity.masked_fill_(damaged, -torch.inf)
+            best[place] = _keep_best(best[place], similarity, start, k)
+        passed = len(queries) * (start + len(block)) // len(bank)
+        after_chunk(passed - done)
+        done = passed
     if usable < k:
         raise ConfigError(f"{k} neighbours are asked of a bank with {usable} usable rows; choose k up to {usable}")
-    return _unpack(best)
+    return _unpack(torch.cat(best))
+
+
+def _keep_best(best: torch.Tensor, similarity: torch.Tensor, start: int, k: int) -> torch.Tensor:
+    """The k highest of the keys (q, <= k) and of the similarities (q, m) to rows from `start` on; (q, <= k)."""
+    full = best.shape[1] == k  # from then on few rows of a chunk are better than the worst one kept
+    fresh = _better(similarity, start, _unpack(best[:, -1:])[0]) if full else _pack(similarity, start)
+    keys = torch.cat([best, fresh], dim=1)  # (q, <= k + m)
+    return keys.topk(min(k, keys.shape[1]), dim=1).values
 
 
 def _better(similarity: torch.Tensor, start: int, worst: torch.Tensor) -> torch.Tensor:

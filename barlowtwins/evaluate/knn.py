@@ -20,7 +20,7 @@ import torch
 
 from barlowtwins.config import KNNConfig
 from barlowtwins.distributed import World, open_world
-from barlowtwins.embedding.nearest import CHUNK, Features, chunks, nearest, place_of
+from barlowtwins.embedding.nearest import CHUNK, HELD, Features, chunks, nearest, place_of
 from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.evaluate.feature_pair import LabelledFeatures, plan_feature_pair
 from barlowtwins.evaluate.fewshot import FewShot, few_shot_accuracy
@@ -85,7 +85,7 @@ def knn_predict(
         k: 1 to M.
         temperature: > 0.
         num_classes: C; the highest label + 1 unless told.
-        chunk: rows of either side held at once.
+        chunk: rows of either side in a tile of similarities, see `nearest`.
         device: where to compute; the bank's own unless told.
 
     Returns:
@@ -99,7 +99,7 @@ def knn_predict(
     classes = _class_indices(labels, len(bank), num_classes, "the bank").to(place)
     num_classes = num_classes or int(classes.max()) + 1
     scores = [torch.empty(0, num_classes, device=place)]
-    for _, block in chunks(queries, chunk, place):
+    for _, block in chunks(queries, HELD * chunk, place):
         similarity, rows = nearest(bank, block, k, chunk=chunk, device=place)  # (q, K), (q, K)
         scores.append(votes(similarity, classes[rows], temperature=temperature, num_classes=num_classes))
     return torch.cat(scores)  # (Q, C)
@@ -128,7 +128,7 @@ def knn_accuracy(
         bank, labels, queries, temperature, num_classes, chunk, device: as for `knn_predict`.
         query_labels: (Q,) integers, 0 to num_classes - 1.
         k: one or more numbers of neighbours, each 1 to M.
-        after_chunk: called with the number of queries just done.
+        after_chunk: called with the number of queries that what was just done amounts to.
 
     Returns:
         For each k the accuracies in percent.
@@ -145,11 +145,11 @@ def knn_accuracy(
 
     counted = 0
     hits = dict.fromkeys(ks, (0, 0))  # of the first, of the first five
-    for start, block in chunks(queries, chunk, place):
+    for start, block in chunks(queries, HELD * chunk, place):
         readable = block.isfinite().all(1)
         truth = wanted[start : start + len(block)][readable]
         similarity, rows = nearest(
-            bank, block[readable], max(ks), chunk=chunk, device=place
+            bank, block[readable], max(ks), chunk=chunk, device=place, after_chunk=after_chunk
         )  # (q, max K), nearest first
         counted += len(truth)
         for each in ks:
@@ -158,7 +158,7 @@ def knn_accuracy(
             rank = _rank(scores, truth)
             first, five = hits[each]
             hits[each] = first + int((rank < 1).sum()), five + int((rank < 5).sum())
-        after_chunk(len(block))
+        after_chunk(len(block) - len(truth))
     if not counted:
         raise DataError("there is no readable image to classify; `barlowtwins check` says why")
     return {each: Accuracy(100 * first / counted, 100 * five / counted) for each, (first, five) in hits.items()}
