@@ -44,10 +44,10 @@ class World:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set on any process; all get the same answer."""
+        """Whether `flag` is set on any process; all get the same answer. Host to host: a GPU is not waited for."""
         if self.size == 1:
             return flag
-        shared = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        shared = torch.tensor([flag], dtype=torch.int32)
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return bool(shared)
 
@@ -122,7 +122,7 @@ def open_world(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(place)
     ours = not dist.is_initialized()
     if ours:
-        backend = "nccl" if place.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=_store(), rank=int(os.environ["RANK"]), world_size=size, timeout=PATIENCE
         )

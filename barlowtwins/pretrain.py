@@ -32,7 +32,7 @@ from barlowtwins.signals import StopSignals
 from barlowtwins.training.checkpoint import Checkpoint, Saver
 from barlowtwins.training.companions import Watched, open_journal, open_watched, say_how
 from barlowtwins.training.estimate import estimate_run
-from barlowtwins.training.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
+from barlowtwins.training.guards import FiniteGuard, is_out_of_memory, require_finite_weights, require_readable
 from barlowtwins.training.microbatch import micro_batched_backward
 from barlowtwins.training.mixup import draw_mix, mixed_loss, require_one_process
 from barlowtwins.training.plan import Plan, plan_run
@@ -173,7 +173,10 @@ def _train(
             trackers=trackers,
         )
 
+    guard = FiniteGuard(model, executor.__getitem__, source, world=world, report=run.path / "nonfinite.json")
+
     def save(*, last_chance: bool = False) -> None:
+        guard.settle()
         if journal is None:
             return
         with journal.pause():
@@ -184,6 +187,8 @@ def _train(
 
     def evaluate_or_stop() -> None:
         """At the end of a step: a stop signal also ends looks and kNN, which the next process then makes up for."""
+        if step % plan.steps_per_epoch == 0:
+            guard.settle()
         if journal:
             journal.evaluate(step, model, unreadable, lambda: stop.requested)
         if world.any(stop.requested) and step < last:
@@ -229,7 +234,7 @@ def _train(
             else:
                 loss = micro_batched_backward(model, batch.y1, batch.y2, micro, embed=embed)
                 world.average_gradients(model)
-            require_finite(loss, model, batch, source, world=world, report=run.path / "nonfinite.json")
+            guard.check(loss, batch.rows)
             optimizer.step()
             optimizer.zero_grad()
             step += 1

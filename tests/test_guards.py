@@ -15,7 +15,7 @@ from barlowtwins.data.open import open_source
 from barlowtwins.distributed import World
 from barlowtwins.errors import TrainingError
 from barlowtwins.model import BarlowTwins
-from barlowtwins.training.guards import is_out_of_memory, require_finite, require_finite_weights, require_readable
+from barlowtwins.training.guards import FiniteGuard, is_out_of_memory, require_finite_weights, require_readable
 from barlowtwins.views.augment import TwinTransform
 from barlowtwins.views.twins import Rows, TwinBatch, TwinReader
 
@@ -33,8 +33,14 @@ def trained(batch: TwinBatch = BATCH, lambd: float = 0.0051) -> tuple[BarlowTwin
     return model, loss
 
 
+def guard(model: BarlowTwins, report: Path, batch: TwinBatch = BATCH, *, late: bool = False) -> FiniteGuard:
+    """As on a CPU, or with `late` as on a GPU."""
+    made_again = {batch.rows: batch}
+    return FiniteGuard(model, made_again.__getitem__, SOURCE, world=ALONE, report=report, late=late)
+
+
 def check(model: BarlowTwins, loss: torch.Tensor, report: Path, batch: TwinBatch = BATCH) -> None:
-    require_finite(loss, model, batch, SOURCE, world=ALONE, report=report)
+    guard(model, report, batch).check(loss, batch.rows)
 
 
 def test_finite_numbers_pass_and_nothing_is_written(tmp_path: Path) -> None:
@@ -105,6 +111,35 @@ def test_a_full_disk_does_not_hide_the_reason(tmp_path: Path) -> None:
     model, loss = trained()
     with full_disk(10), pytest.raises(TrainingError, match=r"the loss is inf.*no space left to write .*report\.json"):
         check(model, loss * float("inf"), tmp_path / "report.json")
+
+
+def test_on_a_gpu_a_step_is_judged_during_the_next_one_and_named_as_itself(tmp_path: Path) -> None:
+    model, loss = trained()
+    judge = guard(model, tmp_path / "report.json", late=True)
+    judge.check(loss * float("nan"), BATCH.rows)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 12; nothing was saved of it"):
+        judge.check(loss, BATCH.rows._replace(step=13))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["step"], report["images"][0]) == (12, "shapes/000004")
+
+
+def test_on_a_gpu_a_step_is_judged_before_anything_is_saved(tmp_path: Path) -> None:
+    model, loss = trained()
+    judge = guard(model, tmp_path / "report.json", late=True)
+    judge.check(loss, BATCH.rows)
+    judge.settle()
+    judge.check(loss * float("inf"), BATCH.rows)
+    with pytest.raises(TrainingError, match="the loss is inf at step 12"):
+        judge.settle()
+    judge.settle()  # once is enough
+
+
+def test_a_gpu_is_where_steps_are_judged_late(tmp_path: Path) -> None:
+    for device, late in (("cpu", False), ("mps", False), ("cuda", True)):
+        world = World(0, 1, torch.device(device))
+        made = FiniteGuard(trained()[0], lambda rows: BATCH, SOURCE, world=world, report=tmp_path / "report.json")
+        assert made.late is late
 
 
 @pytest.mark.parametrize("name", ["backbone.bn1.running_var", "projector.3.weight", "bn.running_mean"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import equal, log, outcome, steps, tiny, uninterrupted
 
 from barlowtwins.data.open import open_source
@@ -25,6 +27,7 @@ from barlowtwins.optim import learning_rate_factor
 from barlowtwins.pretrain import Plan, build_model, plan_run, pretrain
 from barlowtwins.recipes import resolve
 from barlowtwins.training.checkpoint import list_checkpoints, load_checkpoint, load_newest
+from barlowtwins.training.guards import FiniteGuard
 from barlowtwins.views.augment import TwinTransform
 from barlowtwins.views.twins import epoch_order
 from barlowtwins.zoo.weights import load_weights
@@ -122,6 +125,53 @@ def test_the_loss_falls_and_stays_above_its_floor(tmp_path: Path) -> None:
     assert result.loss == records[-1]["loss"]
     assert result.images_per_second is not None
     assert result.images_per_second > 0
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values and shapes that are read off tensors."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settling = False
+        self.inside: list[str] = []
+        self.settled = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if any(name.startswith(wait) for wait in self.WAITS):
+            if self.settling:
+                self.settled += 1
+            else:
+                self.inside.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("micro", [None, 8])
+def test_a_step_reads_nothing_back_but_the_verdict_on_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: int | None
+) -> None:
+    """As on a GPU. A run of four steps more reads as often outside the guard: views, network, loss, update never do."""
+
+    def reads(steps: int) -> Reads:
+        mode = Reads()
+
+        class Late(FiniteGuard):
+            def settle(self) -> None:
+                mode.settling = True
+                super().settle()
+                mode.settling = False
+
+        monkeypatch.setattr(sys.modules["barlowtwins.pretrain"], "FiniteGuard", functools.partial(Late, late=True))
+        data = {"data": "shapes:160", "optimizer": "lars", "micro_batch_size": micro}
+        with mode:
+            pretrain(tiny(tmp_path / str(steps), **data, epochs=1, val="none", log_every=1000, max_steps=steps))
+        return mode
+
+    few, many = reads(4), reads(8)
+    assert sorted(many.inside) == sorted(few.inside)
+    assert (few.settled, many.settled) == (4, 8)
 
 
 def test_the_untrained_network_is_a_function_of_the_seed_alone() -> None:
