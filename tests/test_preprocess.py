@@ -47,6 +47,24 @@ def test_equals_torchvision_to_the_bit(width_height: tuple[int, int]) -> None:
     assert torch.equal(ours, published(256, 224)(image))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_batch_that_is_prepared_and_finished_is_that_of_single_images(
+    channels: int, layout: torch.memory_format
+) -> None:
+    transform = Preprocessing(32, 36, channels, (0.4,) * channels, (0.3,) * channels)
+    drawn = [draw(50, 40, seed) for seed in range(3)]
+    images = drawn if channels != 4 else [np.asarray(image.convert("RGBA")) for image in drawn]
+    prepared = transform.blank(3)
+    for place, image in enumerate(images):
+        prepared[place] = transform.prepare(image)
+    finished = transform.finish(prepared, layout)
+    assert finished.shape == (3, channels, 32, 32)
+    assert channels == 4 or finished.is_contiguous(memory_format=layout)
+    assert torch.equal(finished, torch.stack([transform(image) for image in images]))
+    assert transform.finish(finished) is finished
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.integers(1, 120),

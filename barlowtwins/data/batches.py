@@ -45,12 +45,12 @@ class Readable(Protocol):
 
 
 class Batch(NamedTuple):
-    """Consecutive rows of a source, ready for the network."""
+    """Consecutive rows of a source, ready for `Preprocessing.finish`."""
 
     start: int
     """Row of the first image."""
     images: torch.Tensor
-    """(n, C, S, S) float32; zeros where an image could not be read."""
+    """As `Preprocessing.prepare` makes them, (n, S, S, C) uint8 of pictures; zeros where one could not be read."""
     failed: dict[int, Unreadable]
     """By row of the source: the images that could not be read."""
 
@@ -84,7 +84,7 @@ def open_batches(
 
     Args:
         source: what to read; picklable if there are workers.
-        preprocessing: what turns an image into a (C, S, S) tensor.
+        preprocessing: what prepares an image.
         plan: the rows of each batch.
         workers: processes that read ahead; 0: read here, one batch after the other.
         pin_memory: copy batches to page-locked memory, from which a GPU fetches them faster.
@@ -168,15 +168,14 @@ class _Rows(Dataset[Batch]):
         self.source, self.preprocessing = source, preprocessing
 
     def __getitem__(self, rows: range) -> Batch:
-        shape = (self.preprocessing.channels, self.preprocessing.image_size, self.preprocessing.image_size)
-        images = torch.zeros(len(rows), *shape)  # (n, C, S, S)
+        images = self.preprocessing.blank(len(rows))
         failed = {}
         for place, row in enumerate(rows):
             image = self.source.read(row)
             if isinstance(image, Unreadable):
                 failed[row] = image
             else:
-                images[place] = self.preprocessing(image)
+                images[place] = self.preprocessing.prepare(image)
         return Batch(rows.start, images, failed)
 
 

@@ -97,9 +97,48 @@ class Preprocessing:
         Raises:
             DataError: the file cannot be read, or the array is not an image.
         """
+        return self.finish(self.prepare(image)[None])[0]
+
+    def prepare(self, image: ImageLike) -> torch.Tensor:
+        """The part of `__call__` that a reading process does: what it hands on is a quarter as large.
+
+        Returns:
+            (S, S, C) uint8, cropped; of channels that are neither grey nor RGB all of it, (C, S, S) float32.
+
+        Raises:
+            DataError: as `__call__` does.
+        """
         if self.channels not in (1, 3):
             return self._of_array(image)
-        return to_tensor(self.crop(as_image(image, self.channels)), self.mean, self.std)
+        levels = np.array(self.crop(as_image(image, self.channels)))  # (S, S, C) or (S, S)
+        return torch.from_numpy(levels).view(self.image_size, self.image_size, self.channels)
+
+    def blank(self, n: int) -> torch.Tensor:
+        """Zeros in the shape and type of `n` images that `prepare` made."""
+        if self.channels not in (1, 3):
+            return torch.zeros(n, self.channels, self.image_size, self.image_size)
+        return torch.zeros(n, self.image_size, self.image_size, self.channels, dtype=torch.uint8)
+
+    def finish(
+        self, images: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> torch.Tensor:
+        """The rest of it, for a batch, where the images are.
+
+        Args:
+            images: (n, S, S, C) uint8; or (n, C, S, S) of a float type, finished already.
+            memory_format: of the result.
+
+        Returns:
+            (n, C, S, S) float32; what was finished already as it was.
+        """
+        if images.is_floating_point():
+            return images
+        planes = images.permute(0, 3, 1, 2)  # (n, C, S, S), a view
+        pixels = torch.empty_like(planes, dtype=torch.float32, memory_format=memory_format)
+        at_once = 1 if images.device.type == "cpu" else len(images)  # one image stays in a core's cache
+        for part, made in zip(planes.split(at_once), pixels.split(at_once), strict=True):
+            _normalize(made.copy_(part), self.mean, self.std)
+        return pixels
 
     def _of_array(self, image: ImageLike) -> torch.Tensor:
         """`__call__` for channels that are neither grey nor RGB, of which Pillow knows no images."""
@@ -117,7 +156,9 @@ class Preprocessing:
                 max(self.resize, int(self.resize * height / width)),
                 max(self.resize, int(self.resize * width / height)),
             )
-        planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()  # (1, C, H, W)
+        planes = (
+            torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None].float()
+        )  # (1, C, H, W)
         if shape != (height, width):
             planes = torch.nn.functional.interpolate(
                 planes, shape, mode="bicubic" if self.interpolation == "bicubic" else "bilinear", antialias=True
@@ -257,11 +298,14 @@ def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -
     """
     levels = torch.from_numpy(np.array(image))  # (H, W, C) or (H, W)
     planes = levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1)  # (C, H, W), a view
-    pixels = planes.to(torch.float32, memory_format=torch.contiguous_format)
-    shift, scale = _columns(tuple(mean)), _columns(tuple(std))
-    return pixels.div_(255).sub_(shift).div_(scale)
+    return _normalize(planes.to(torch.float32, memory_format=torch.contiguous_format), tuple(mean), tuple(std))
+
+
+def _normalize(levels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Levels (..., C, H, W) float32 in 0-255, in place, in torchvision's order of operations."""
+    return levels.div_(255).sub_(_columns(mean, levels.device)).div_(_columns(std, levels.device))
 
 
 @functools.lru_cache(maxsize=64)
-def _columns(values: tuple[float, ...]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32)[:, None, None]  # (C, 1, 1)
+def _columns(values: tuple[float, ...], device: torch.device | None = None) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]  # (C, 1, 1)

@@ -143,18 +143,24 @@ class Embedder:
         return unit_length(features) if normalize else features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """One batch through the backbone: (n, C, S, S) float32 -> (n, D) float32, on the CPU, without a graph.
+        """One batch through the backbone, without a graph.
+
+        Args:
+            images: (n, C, S, S) float32, or as `Preprocessing.prepare` makes them, (n, S, S, C) uint8.
+
+        Returns:
+            (n, D) float32, on the CPU.
 
         Raises:
             TrainingError: the device is out of memory.
         """
         if self._program is not None:
-            return self._program(images.float())
+            return self._program(self.preprocessing.finish(images).float())
         layout = torch.contiguous_format if self.device.type == "mps" else torch.channels_last  # faster convolutions
         try:
             with torch.inference_mode(), _evaluating(self.backbone), autocast(self.device, self.precision):
-                images = images.to(self.device, non_blocking=True).contiguous(memory_format=layout)
-                return self.backbone(images).flatten(1).float().cpu()  # (n, D)
+                images = self.preprocessing.finish(images.to(self.device, non_blocking=True), layout)
+                return self.backbone(images.contiguous(memory_format=layout)).flatten(1).float().cpu()  # (n, D)
         except torch.OutOfMemoryError as error:
             half = max(1, len(images) // 2)
             raise TrainingError(
