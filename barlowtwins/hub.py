@@ -166,8 +166,9 @@ def embedder(
     Args:
         weights: a registry name, a weight file, an https URL, or a RUN folder.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
-        runtime: what runs the network: "torch"; "onnx", ONNX Runtime on a CPU (extra onnx; its features are compared
-            with torch's first). "auto" is torch here: how many images will come is not known yet.
+        runtime: what runs the network: "torch"; "onnx", ONNX Runtime on a CPU (extra onnx); "compiled", torch.compile.
+            The features of both are compared with torch's first. "auto" is torch here: how many images will come is
+            not known yet.
 
     Raises:
         WeightsError, DownloadError: as for `resnet50`.

@@ -9,7 +9,7 @@
 | resident | ResNet-50 at 224 on views that lie on the device, bf16, channels_last; compiled or not |
 | files | the same step fed from JPEG files, with every core reading |
 | small | seconds an epoch of Fashion-MNIST with ResNet-18, from memory on the device |
-| embedding | `encode` of JPEG files, with the same network on a batch that lies on the device |
+| embedding | `encode` of JPEG files, with the same network on a batch that lies on the device; compiled or not |
 | waiting | how often the host waits for the device in a step, by the profiler: only for the end of the step before |
 
 Parts are written to results/gpu.json one by one, so that what was measured is kept if time runs out. Without a GPU it
@@ -37,10 +37,9 @@ from torch import Tensor, nn
 
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data.open import open_source
-from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
 from barlowtwins.distributed import World
-from barlowtwins.embedding.embedder import Embedder
+from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.loss import barlow_twins_loss
 from barlowtwins.model import BarlowTwins
 from barlowtwins.optim import build_optimizer
@@ -294,22 +293,32 @@ def small(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     return {"images_per_second": rate, "seconds_of_60000": 60_000 / rate, "backbone": backbone, "batch": batch}
 
 
-def embedding(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+def embedding(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
     torch.manual_seed(0)
-    backbone = BarlowTwins(sizes.backbone, "8-8").backbone
+    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         source = open_source(_listed(Path(temporary), sizes.files))
-        embedder = Embedder(backbone, Preprocessing(sizes.side), device=str(device))
+        paths = [source.key(row) for row in range(len(source))]
+        weights = Path(temporary) / "weights.pth"
+        torch.save(BarlowTwins(sizes.backbone, "8-8").backbone.state_dict(), weights)
         images = torch.randn(sizes.batch, 3, sizes.side, sizes.side, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), autocast(device, resolve_precision("auto", device)):
-            bare = sizes.batch / _per_call(lambda: embedder.backbone(images), sizes.steps, device)
-        embedder.encode([source.key(row) for row in range(8)])  # the first call opens files and picks algorithms
-        start = time.perf_counter()
-        features = embedder.encode([source.key(row) for row in range(len(source))], batch_size=sizes.batch)
-        rate = len(features) / (time.perf_counter() - start)
-    print(f"embedding: {rate:,.1f} images/s from files, {rate / bare:.2f} of resident {bare:,.1f}")
-    return {"images_per_second": rate, "resident": bare, "of_resident": rate / bare}
+        for runtime in ("torch", "compiled") if device.type == "cuda" else ("torch",):
+            start = time.perf_counter()
+            embedder = load_embedder(weights, device=device, image_size=sizes.side, runtime=runtime)
+            embedder.encode(paths[: sizes.batch])  # the first call opens files and picks algorithms
+            ready = time.perf_counter() - start
+            bare = sizes.batch / _per_call(functools.partial(embedder.forward, images), sizes.steps, device)
+            start = time.perf_counter()
+            features = embedder.encode(paths, batch_size=sizes.batch)
+            rate = len(features) / (time.perf_counter() - start)
+            rows.append({"runtime": runtime, "images_per_second": rate, "resident": bare, "of_resident": rate / bare})
+            rows[-1] |= {"precision": embedder.precision, "seconds_before": ready}
+            print(
+                f"embedding, {runtime}, {embedder.precision}: {rate:,.1f} images/s from files, {rate / bare:.2f} of "
+                f"resident {bare:,.1f}, after {ready:.1f} s"
+            )
+    return rows
 
 
 def waiting(sizes: Sizes, device: torch.device) -> dict[str, Any]:

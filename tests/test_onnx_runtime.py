@@ -14,10 +14,11 @@ from tiny import write_images, write_weights
 from torch import nn
 
 from barlowtwins.config import EmbedConfig
-from barlowtwins.embedding import embedder as embedder_module
+from barlowtwins.embedding import onnx_runtime
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
-from barlowtwins.embedding.onnx_runtime import PARITY, graph_path, onnx_program, parity
+from barlowtwins.embedding.onnx_runtime import PARITY, graph_path, onnx_program
+from barlowtwins.embedding.parity import parity
 from barlowtwins.errors import ConfigError, MissingExtraError, OutputError, WeightsError
 from barlowtwins.zoo.weights import load_weights
 
@@ -112,7 +113,7 @@ def test_a_network_that_it_cannot_run_is_an_error_for_onnx_and_a_warning_for_aut
     def refused(*_: object) -> None:
         raise WeightsError("its features differ")
 
-    monkeypatch.setattr(embedder_module, "onnx_program", refused)
+    monkeypatch.setattr(onnx_runtime, "onnx_program", refused)
     with caplog.at_level(logging.WARNING):
         assert load_embedder(weights, device="cpu", runtime="auto", images=512).runtime == "torch"
     assert "torch runs the network: its features differ" in caplog.text
@@ -134,9 +135,7 @@ def test_what_cannot_be_asked_for(weights: Path) -> None:
     with pytest.raises(ConfigError, match="there is no runtime 'tpu'"):
         load_embedder(weights, device="cpu", runtime="tpu")
     with pytest.raises(ConfigError, match="runs in fp32 on a CPU, not in bf16"):
-        embedder_module._program(
-            nn.Identity(), load_weights(weights).preprocessing, "", torch.device("cuda"), "bf16", "onnx", None
-        )
+        load_embedder(weights, device="cpu", precision="bf16", runtime="onnx")
 
 
 def test_a_folder_has_the_rows_of_one_runtime(weights: Path, tmp_path: Path) -> None:

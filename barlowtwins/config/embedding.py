@@ -40,9 +40,10 @@ class EmbedConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the network."""
-    runtime: Literal["auto", "torch", "onnx"] = "auto"
-    """What runs the network: onnx is ONNX Runtime on a CPU, in fp32 (extra onnx); auto takes it where it is installed
-    and there are 512 images or more, unless its features differ from those of torch."""
+    runtime: Literal["auto", "torch", "onnx", "compiled"] = "auto"
+    """What runs the network: torch as it is; onnx, ONNX Runtime on a CPU in fp32 (extra onnx); compiled, torch.compile.
+    auto takes onnx on a CPU from 512 images on if it is installed, compiled on a GPU from a million on; neither where
+    its features are not those of torch."""
     part: str | None = None
     """Embed one part of the rows, such as 3/16 on the third of 16 machines. The parts share one EMB folder; the last
     one to end joins them."""

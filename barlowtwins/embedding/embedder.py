@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from barlowtwins.data.remote import UrlSource
 from barlowtwins.data.sources import FileSource, ItemSource, Source
 from barlowtwins.data.tars import TarSource
 from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
-from barlowtwins.embedding.onnx_runtime import WORTH, installed, onnx_program
+from barlowtwins.embedding import compiled, onnx_runtime
 from barlowtwins.errors import ConfigError, DataError, TrainingError, WeightsError
 from barlowtwins.progress import Progress
 from barlowtwins.zoo.weights import load_weights
@@ -36,6 +36,7 @@ __all__ = ["Embedder", "Images", "Rows", "extract", "load_embedder", "unit_lengt
 
 Rows: TypeAlias = npt.NDArray[np.float32]
 Images: TypeAlias = "Source | ImageLike | Sequence[ImageLike | bytes] | torch.Tensor"
+Runtime: TypeAlias = Literal["torch", "onnx", "compiled"]
 Progressing: TypeAlias = "bool | Callable[[int, int], object] | None"
 
 MANY = 512  # images from which worker processes are worth the seconds that they take to start
@@ -59,7 +60,8 @@ class Embedder:
         precision: "auto", "fp32" or "bf16".
         name, sha256: of the weights, for the record.
         weights: where they are from, as `load_weights` takes it, for classifiers that are trained on the features.
-        program: runs in place of the backbone, on the CPU in fp32: what `onnx_program` makes of it.
+        runtime: what runs the network: "torch", or what made the program: "onnx" or "compiled".
+        program: runs in place of the backbone: what `onnx_program` or `compiled_program` makes of it.
 
     Attributes:
         failed: the images of the last `encode` that could not be read, by row.
@@ -75,6 +77,7 @@ class Embedder:
         name: str = "",
         sha256: str = "",
         weights: str = "",
+        runtime: Runtime = "torch",
         program: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.device = resolve_device(device)
@@ -82,13 +85,9 @@ class Embedder:
         self.backbone = backbone.to(self.device)
         self.preprocessing = preprocessing
         self.name, self.sha256, self.weights = name, sha256, weights
+        self.runtime = runtime
         self.failed: dict[int, Unreadable] = {}
-        self._program = program
-
-    @property
-    def runtime(self) -> Literal["torch", "onnx"]:
-        """What runs the network."""
-        return "torch" if self._program is None else "onnx"
+        self._network = program or self.backbone
 
     def __repr__(self) -> str:
         return f"Embedder({self.name or type(self.backbone).__name__}, dim={self.dim}, device={self.device})"
@@ -154,13 +153,12 @@ class Embedder:
         Raises:
             TrainingError: the device is out of memory.
         """
-        if self._program is not None:
-            return self._program(self.preprocessing.finish(images).float())
-        layout = torch.contiguous_format if self.device.type == "mps" else torch.channels_last  # faster convolutions
+        plain = self.device.type == "mps" or self.runtime == "onnx"
+        layout = torch.contiguous_format if plain else torch.channels_last  # whose convolutions are faster
         try:
             with torch.inference_mode(), _evaluating(self.backbone), autocast(self.device, self.precision):
-                images = self.preprocessing.finish(images.to(self.device, non_blocking=True), layout)
-                return self.backbone(images.contiguous(memory_format=layout)).flatten(1).float().cpu()  # (n, D)
+                images = self.preprocessing.finish(images.to(self.device, non_blocking=True), layout).float()
+                return self._network(images.contiguous(memory_format=layout)).flatten(1).float().cpu()  # (n, D)
         except torch.OutOfMemoryError as error:
             half = max(1, len(images) // 2)
             raise TrainingError(
@@ -203,17 +201,18 @@ def load_embedder(
         device, precision: as for `Embedder`.
         image_size: side of the square input in pixels; the weights' own unless told.
         progress: show a bar while downloading.
-        runtime: what runs the network: "torch"; "onnx", ONNX Runtime on a CPU; or "auto", which takes ONNX Runtime
-            where it can and where it pays, and says so if its features are not those of torch.
-        images: how many are to be embedded, for "auto": from 512 on the building of the graph pays.
+        runtime: what runs the network: "torch"; "onnx", ONNX Runtime on a CPU; "compiled", torch.compile; or "auto",
+            which takes one of these two where it can and where it pays, and says so if its features are not those of
+            torch.
+        images: how many are to be embedded, for "auto": from 512 on a CPU, or a million on a GPU, preparing pays.
 
     Raises:
-        WeightsError: the weights cannot be had, or are damaged; or ONNX Runtime gives other features than torch.
+        WeightsError: the weights cannot be had, or are damaged; or another runtime gives other features than torch.
         ConfigError: there is no such runtime, or none on this device or in this precision.
         MissingExtraError: ONNX Runtime is asked for and not installed.
     """
-    if runtime not in ("auto", "torch", "onnx"):
-        raise ConfigError(f"there is no runtime {runtime!r}; use 'auto', 'torch' or 'onnx'")
+    if runtime not in ("auto", *get_args(Runtime)):
+        raise ConfigError(f"there is no runtime {runtime!r}; use 'auto', 'torch', 'onnx' or 'compiled'")
     loaded = load_weights(weights, progress=progress)
     preprocessing = loaded.preprocessing
     if image_size is not None:
@@ -221,33 +220,44 @@ def load_embedder(
         preprocessing = dataclasses.replace(preprocessing, image_size=image_size, resize=resize)
     known = {"name": loaded.name, "sha256": loaded.sha256, "weights": str(weights)}
     backbone, place = loaded.build(), resolve_device(device)
-    program = _program(backbone, preprocessing, loaded.sha256, place, precision, runtime, images)
-    return Embedder(backbone, preprocessing, device=place, precision=precision, program=program, **known)
+    precision = resolve_precision(precision, place)
+    asked = _fitting(place, precision, images) if runtime == "auto" else cast(Runtime, runtime)
+    try:
+        program = _program(asked, backbone, preprocessing, loaded.sha256, place, precision)
+    except WeightsError as error:
+        if runtime != "auto":
+            raise
+        logger.warning("torch runs the network: %s", error)
+        asked, program = "torch", None
+    return Embedder(backbone, preprocessing, device=place, precision=precision, runtime=asked, program=program, **known)
+
+
+def _fitting(device: torch.device, precision: str, images: int | None) -> Runtime:
+    """The runtime that pays for so many images; torch where nobody knows how many."""
+    if images is None:
+        return "torch"
+    if device.type == "cpu":
+        pays = images >= onnx_runtime.WORTH and precision == "fp32" and onnx_runtime.installed()
+        return "onnx" if pays else "torch"
+    return "compiled" if device.type == "cuda" and images >= compiled.WORTH else "torch"
 
 
 def _program(
+    runtime: Runtime,
     backbone: nn.Module,
     preprocessing: Preprocessing,
     sha256: str,
     device: torch.device,
     precision: str,
-    runtime: str,
-    images: int | None,
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What ONNX Runtime makes of the backbone; None where torch is to run it."""
-    fits = device.type == "cpu" and resolve_precision(precision, device) == "fp32"
-    if runtime == "onnx" and not fits:
+    """What a runtime makes of the backbone; None where torch is to run it as it is."""
+    if runtime == "onnx" and (device.type != "cpu" or precision != "fp32"):
         raise ConfigError(f"--runtime onnx runs in fp32 on a CPU, not in {precision} on {device}; use --runtime torch")
-    pays = images is not None and images >= WORTH and fits and installed()
-    if runtime == "torch" or (runtime == "auto" and not pays):
-        return None
-    try:
-        return onnx_program(backbone.eval(), preprocessing, sha256)
-    except WeightsError as error:
-        if runtime == "onnx":
-            raise
-        logger.warning("torch runs the network: %s", error)
-        return None
+    if runtime == "onnx":
+        return onnx_runtime.onnx_program(backbone.eval(), preprocessing, sha256)
+    if runtime == "compiled":
+        return compiled.compiled_program(backbone.eval().to(device), preprocessing, device, precision)
+    return None
 
 
 def extract(

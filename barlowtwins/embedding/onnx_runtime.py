@@ -20,17 +20,17 @@ from torch import Tensor, nn
 
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.device import usable_cores
+from barlowtwins.embedding.parity import parity
 from barlowtwins.errors import MissingExtraError, OutputError, WeightsError
 from barlowtwins.files import sweep_partial, write_bytes, write_text
 from barlowtwins.version import __version__
 from barlowtwins.zoo.export import INPUT, OUTPUT, to_onnx
 from barlowtwins.zoo.locate import cache_folder
 
-__all__ = ["PARITY", "WORTH", "graph_path", "installed", "onnx_program", "parity"]
+__all__ = ["PARITY", "WORTH", "graph_path", "installed", "onnx_program"]
 
 PARITY = 1e-4  # largest difference of a feature from torch's, relative to the largest one of its image
 WORTH = 512  # images from which building the graph, some ten seconds, is paid back: torch takes half a minute for them
-TRIED = 3  # images of the comparison: another number than the graph was traced with
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +90,6 @@ def graph_path(preprocessing: Preprocessing, sha256: str, folder: Path) -> Path:
     made_by = (__version__, torch.__version__, onnxruntime.__version__)
     what = repr((sha256, preprocessing.channels, preprocessing.image_size, *made_by))
     return folder / f"barlowtwins-graph-{sha256[:8]}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.onnx"
-
-
-@torch.inference_mode()
-def parity(backbone: nn.Module, program: Program, preprocessing: Preprocessing) -> float:
-    """The largest difference of a feature from torch's on fixed random images, relative to its image's largest."""
-    side = preprocessing.image_size
-    images = torch.randn(TRIED, preprocessing.channels, side, side, generator=torch.Generator().manual_seed(0))
-    expected, given = backbone(images).flatten(1), program(images)  # (n, D)
-    scale = expected.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
-    return float(((given - expected).abs() / scale).max())
 
 
 def _session(graph: bytes) -> Program:
