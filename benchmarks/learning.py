@@ -1,9 +1,9 @@
 """What is learned in the same time: ours, lightly's components and the published loop on Fashion-MNIST.
 
-    python benchmarks/learning.py [--quick] [--seeds 3] [--images 10000] [--epochs 4] [--backbone resnet10_x0_5] ...
+    python benchmarks/learning.py [--quick] [--seeds 3] [--images 8000] [--epochs 3] [--backbone resnet10_x0_5] ...
 
-Equal for all: images, network, projector, batch size, epochs, processes that read. Each has its own views, loss,
-optimizer and schedule:
+Equal for all: images, network, projector, batch size, epochs. Each has its own views, loss, optimizer and schedule, and
+reads as its users would: ours from memory, the others by as many processes as there are cores (`--workers`).
 
     ours        `barlowtwins pretrain` with the fashion-mnist recipe
     lightly     its loss and SimCLR transform without blur; SGD 0.06 x batch / 128, momentum 0.9, weight decay 5e-4,
@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import ArraySource
-from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
+from barlowtwins.device import autocast, resolve_device, resolve_precision, usable_cores
 from barlowtwins.evaluate.knn import knn_accuracy
 from barlowtwins.evaluate.logistic import fit_logistic
 from barlowtwins.model import BarlowTwins
@@ -212,19 +212,20 @@ def arguments() -> argparse.Namespace:
     gpu = device.type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=60_000 if gpu else 10_000)
-    parser.add_argument("--epochs", type=int, default=30 if gpu else 4)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--images", type=int, default=60_000 if gpu else 8_000)
+    parser.add_argument("--epochs", type=int, default=30 if gpu else 3)
+    parser.add_argument("--batch-size", type=int, default=256 if gpu else 128)
     parser.add_argument("--backbone", default="resnet18" if gpu else "resnet10_x0_5")
     parser.add_argument("--stem", default="small" if gpu else "small-stride2")
     parser.add_argument("--projector", default="2048-2048-2048" if gpu else "1024-1024-1024")
-    parser.add_argument("--workers", type=int, default=default_workers() if gpu else 0)
+    parser.add_argument("--workers", type=int, default=min(16, usable_cores()))
     parser.add_argument("--only", nargs="+", choices=sorted(CANDIDATES), default=list(CANDIDATES))
     parser.add_argument("--quick", action="store_true", help="a try of a minute, whose figures mean nothing")
     found = parser.parse_args()
     found.device = device
     if found.quick:
         found.seeds, found.images, found.epochs, found.batch_size, found.projector = 2, 256, 1, 64, "64-64"
+        found.workers = 0
     return found
 
 

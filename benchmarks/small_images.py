@@ -62,7 +62,7 @@ def main() -> None:
     if flags.quick:
         flags.rounds, flags.workers = 1, 0
     else:
-        settings.epochs, settings.images, settings.workers = flags.epochs, flags.images, flags.workers
+        settings.epochs, settings.images, settings.batch_size = flags.epochs, flags.images, 256
     opened = open_source(DATA)
     assert isinstance(opened, ArraySource)
     source = some(opened, settings.images)

@@ -93,7 +93,7 @@ def test_a_shipped_recipe_is_headed_by_its_name_and_command(name: str) -> None:
     text = (Path(__file__).parent.parent / "barlowtwins" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith(f"# {name}: ")
     for part in ("Gives", "Source", "Cost"):
-        assert re.search(rf"^# {part} +\S", text, re.MULTILINE) or name in ("fashion-mnist", "shapes")  # being measured
+        assert re.search(rf"^# {part} +\S", text, re.MULTILINE)
     command = re.search(r"^# Command +barlowtwins (pretrain|demo)(.*)$", text, re.MULTILINE)
     assert command is not None
     chosen = re.search(r"--recipe (\S+)", command[2])
@@ -195,6 +195,25 @@ def test_the_warm_up_is_a_tenth_of_the_run_and_ten_epochs_at_most(tmp_path: Path
     assert resolved(path, epochs=5).warmup_epochs == 0.5
     assert resolved(path, epochs=500).warmup_epochs == 10.0
     assert resolved(path, epochs=500, warmup_epochs=0.0).warmup_epochs == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "warmup"),
+    [
+        ("imagenet-1000ep", 300, 10.0),  # as in the paper's ablations
+        ("imagenet-1000ep", 100, 10.0),
+        ("imagenet-1000ep", 50, 5.0),
+        ("imagenet-300ep", 5, 0.5),  # ten epochs would be all of it, and more
+        ("fashion-mnist", 3, 2 / 3),
+        ("fashion-mnist", 90, 2.0),
+    ],
+)
+def test_a_short_run_does_not_spend_itself_on_a_recipes_warm_up(name: str, epochs: int, warmup: float) -> None:
+    settings = resolved(name, epochs=epochs)
+    assert settings.warmup_epochs == pytest.approx(warmup)
+    told = [line for line in settings.chosen if line.startswith("warm-up")]
+    assert bool(told) == (warmup != resolved(name).warmup_epochs)
+    assert resolved(name, epochs=epochs, warmup_epochs=1.5).warmup_epochs == 1.5
 
 
 def test_a_record_has_every_setting_and_survives_json() -> None:

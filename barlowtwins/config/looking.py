@@ -65,7 +65,7 @@ class AugmentConfig:
     out: str
     """The picture: a PNG, JPEG or WebP file."""
     augmentation: str = "auto"
-    """imagenet, small, shapes or grey; auto picks the one that pretraining would."""
+    """imagenet, small, grey, shapes or fashion-mnist; auto picks the one that pretraining would."""
     images: int = 6
     """Images to show, evenly spread over the data."""
     pairs: int = 2

@@ -38,7 +38,8 @@ class PretrainConfig:
     image_size: int | None = None
     """Side of the square views, in pixels."""
     augmentation: str | None = None
-    """The pair of view pipelines: imagenet, small, shapes or grey; where the recipe leaves it open, by the images."""
+    """The pair of view pipelines: imagenet, small, grey, shapes or fashion-mnist; where the recipe leaves it open, by
+    the images."""
     augment_backend: Literal["auto", "pillow", "fast", "batched"] = "auto"
     """What makes the views: pillow, the published operations to the letter, in worker processes; fast, nearly the same
     pixels by OpenCV there (extra fast); or batched, nearly the same by few large operations on the device. auto:

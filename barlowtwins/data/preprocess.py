@@ -156,9 +156,8 @@ class Preprocessing:
                 max(self.resize, int(self.resize * height / width)),
                 max(self.resize, int(self.resize * width / height)),
             )
-        planes = (
-            torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None].float()
-        )  # (1, C, H, W)
+        writable = np.require(image, requirements=["C", "W"])  # torch warns of others
+        planes = torch.from_numpy(writable).permute(2, 0, 1)[None].float()  # (1, C, H, W)
         if shape != (height, width):
             planes = torch.nn.functional.interpolate(
                 planes, shape, mode="bicubic" if self.interpolation == "bicubic" else "bilinear", antialias=True
@@ -308,4 +307,5 @@ def _normalize(levels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, 
 
 @functools.lru_cache(maxsize=64)
 def _columns(values: tuple[float, ...], device: torch.device | None = None) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]  # (C, 1, 1)
+    with torch.inference_mode(False):  # kept for others, whatever mode the first caller is in
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]  # (C, 1, 1)

@@ -5,7 +5,7 @@
     learning rate              that of biases, in proportion
     projector width (LARS)     learning rate of biases, by the authors' loss scale
     optimizer                  learning rates and weight decay
-    epochs                     warm-up: a tenth, at most ten epochs
+    epochs                     warm-up: a tenth, or the recipe's part if that is more; at most ten, or the recipe's
 
 and what a recipe leaves open follows the images: their size, and the views that suit it. Where there are fewer images
 than the recipe's batch has, the batch follows them. Nothing here depends on the
@@ -97,8 +97,8 @@ def follow(
             f"lambda {values['lambd']:g} as at projector width {_width(recipe) or WIDTH}: it is not scaled with the "
             "width; --lambd overrides"
         )
-    if "epochs" in values and "warmup_epochs" not in values:
-        values["warmup_epochs"] = min(10.0, values["epochs"] / 10)
+    if "warmup_epochs" not in flags:
+        said += _follow_epochs(values, recipe)
     return said
 
 
@@ -124,6 +124,23 @@ def _follow_few_images(values: dict[str, Any], images: int) -> list[str]:
         return []
     values["batch_size"] = images // 8 * 8 or images // 2 * 2
     return [f"batch size {values['batch_size']} instead of {before}: only {images} images; --batch-size overrides"]
+
+
+def _follow_epochs(values: dict[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Warm-up: a tenth of the run, or the recipe's part of it if that is more; at most ten epochs, or the recipe's."""
+    if "epochs" not in values:
+        return []
+    epochs, before = values["epochs"], recipe.get("warmup_epochs")
+    if before is None or "epochs" not in recipe:
+        values["warmup_epochs"] = min(10.0 if before is None else before, epochs / 10)
+        return []
+    values["warmup_epochs"] = min(before, max(epochs / 10, before * epochs / recipe["epochs"]))
+    if values["warmup_epochs"] == before:
+        return []
+    return [
+        f"warm-up of {values['warmup_epochs']:.2g} epochs instead of {before:g}: the run has {epochs}, not "
+        f"{recipe['epochs']}; --warmup-epochs overrides"
+    ]
 
 
 def _follow_optimizer(values: dict[str, Any], recipe: Mapping[str, Any], flags: Collection[str]) -> list[str]:

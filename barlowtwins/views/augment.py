@@ -74,7 +74,7 @@ class TwinTransform:
     transforms: `torch.manual_seed` repeats it, and every worker of a DataLoader has its own, new in each epoch.
 
     Args:
-        recipe: "imagenet", "small", "grey" or an `AugmentRecipe`.
+        recipe: "imagenet", "small", "grey", "shapes", "fashion-mnist" or an `AugmentRecipe`.
         backend: "pillow", the published operations to the letter; "fast", nearly the same by OpenCV (extra `fast`;
             the differences are in `augment_opencv`); "batched", what `augment_batched` makes of a batch, here of one;
             "auto", the reference, which is "pillow".

@@ -146,6 +146,19 @@ AUGMENTATIONS: dict[str, AugmentRecipe] = {
             std=(0.5,),
             channels=1,
         ),
+        AugmentRecipe(  # things that lie aligned, the same way round: large crops and no flips
+            "fashion-mnist",
+            size=28,
+            scale=(0.6, 1.0),
+            flip_p=0.0,
+            jitter=(0.4, 0.4, 0.0, 0.0),
+            grey_p=0.0,
+            blur_p=(0.5, 0.5),
+            solarize_p=(0.0, 0.0),
+            mean=(0.5,),
+            std=(0.5,),
+            channels=1,
+        ),
     )
 }
 
