@@ -15,7 +15,7 @@ from torch import nn
 
 from barlowtwins.config import EmbedConfig
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.embedding import compiled, embedder as embedder_module
+from barlowtwins.embedding import runtime
 from barlowtwins.embedding.compiled import PARITY, compiled_program
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
@@ -34,7 +34,7 @@ def weights(tmp_path: Path) -> Path:
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch needs a C++ compiler here")
 @pytest.mark.filterwarnings("default")  # of the compiler, about its own parts
 def test_features_are_those_of_the_plain_network_whatever_the_batch_size(weights: Path, tmp_path: Path) -> None:
-    plain, fast = (load_embedder(weights, device="cpu", runtime=runtime) for runtime in ("torch", "compiled"))
+    plain, fast = (load_embedder(weights, device="cpu", runtime=name) for name in ("torch", "compiled"))
     images = torch.randn(13, 3, 8, 8, generator=torch.Generator().manual_seed(7))
     expected = plain.encode(images)
     with torch.compiler.set_stance("fail_on_recompile"):  # once for all sizes
@@ -71,15 +71,7 @@ def test_a_network_that_cannot_be_compiled_is_an_error_or_for_auto_a_warning(
     monkeypatch.setattr(torch, "compile", lambda network: no_compiler)
     with pytest.raises(WeightsError, match=r"cannot compile this network here \(no C\+\+ compiler\); use --runtime"):
         load_embedder(weights, device="cpu", runtime="compiled")
-    monkeypatch.setattr(embedder_module, "_fitting", lambda *_: "compiled")
+    monkeypatch.setattr(runtime, "what_pays", lambda *_: "compiled")
     with caplog.at_level(logging.WARNING):
         assert load_embedder(weights, device="cpu", runtime="auto", images=1).runtime == "torch"
     assert "torch runs the network: torch cannot compile" in caplog.text
-
-
-def test_auto_compiles_on_a_gpu_where_it_pays() -> None:
-    gpu = torch.device("cuda")
-    assert embedder_module._fitting(gpu, "bf16", compiled.WORTH) == "compiled"
-    assert embedder_module._fitting(gpu, "bf16", compiled.WORTH - 1) == "torch"
-    assert embedder_module._fitting(gpu, "bf16", None) == "torch"
-    assert embedder_module._fitting(torch.device("mps"), "fp32", compiled.WORTH) == "torch"

@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, TypeAlias, cast, get_args
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,8 @@ from barlowtwins.data.remote import UrlSource
 from barlowtwins.data.sources import FileSource, ItemSource, Source
 from barlowtwins.data.tars import TarSource
 from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
-from barlowtwins.embedding import compiled, onnx_runtime
-from barlowtwins.errors import ConfigError, DataError, TrainingError, WeightsError
+from barlowtwins.embedding.runtime import Runtime, choose_runtime, require_runtime
+from barlowtwins.errors import DataError, TrainingError
 from barlowtwins.progress import Progress
 from barlowtwins.zoo.weights import load_weights
 
@@ -36,7 +36,6 @@ __all__ = ["Embedder", "Images", "Rows", "extract", "load_embedder", "unit_lengt
 
 Rows: TypeAlias = npt.NDArray[np.float32]
 Images: TypeAlias = "Source | ImageLike | Sequence[ImageLike | bytes] | torch.Tensor"
-Runtime: TypeAlias = Literal["torch", "onnx", "compiled"]
 Progressing: TypeAlias = "bool | Callable[[int, int], object] | None"
 
 MANY = 512  # images from which worker processes are worth the seconds that they take to start
@@ -211,53 +210,26 @@ def load_embedder(
         ConfigError: there is no such runtime, or none on this device or in this precision.
         MissingExtraError: ONNX Runtime is asked for and not installed.
     """
-    if runtime not in ("auto", *get_args(Runtime)):
-        raise ConfigError(f"there is no runtime {runtime!r}; use 'auto', 'torch', 'onnx' or 'compiled'")
+    require_runtime(runtime)
     loaded = load_weights(weights, progress=progress)
     preprocessing = loaded.preprocessing
     if image_size is not None:
         resize = preprocessing.resize and round(preprocessing.resize * image_size / preprocessing.image_size)
         preprocessing = dataclasses.replace(preprocessing, image_size=image_size, resize=resize)
-    known = {"name": loaded.name, "sha256": loaded.sha256, "weights": str(weights)}
     backbone, place = loaded.build(), resolve_device(device)
     precision = resolve_precision(precision, place)
-    asked = _fitting(place, precision, images) if runtime == "auto" else cast(Runtime, runtime)
-    try:
-        program = _program(asked, backbone, preprocessing, loaded.sha256, place, precision)
-    except WeightsError as error:
-        if runtime != "auto":
-            raise
-        logger.warning("torch runs the network: %s", error)
-        asked, program = "torch", None
-    return Embedder(backbone, preprocessing, device=place, precision=precision, runtime=asked, program=program, **known)
-
-
-def _fitting(device: torch.device, precision: str, images: int | None) -> Runtime:
-    """The runtime that pays for so many images; torch where nobody knows how many."""
-    if images is None:
-        return "torch"
-    if device.type == "cpu":
-        pays = images >= onnx_runtime.WORTH and precision == "fp32" and onnx_runtime.installed()
-        return "onnx" if pays else "torch"
-    return "compiled" if device.type == "cuda" and images >= compiled.WORTH else "torch"
-
-
-def _program(
-    runtime: Runtime,
-    backbone: nn.Module,
-    preprocessing: Preprocessing,
-    sha256: str,
-    device: torch.device,
-    precision: str,
-) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What a runtime makes of the backbone; None where torch is to run it as it is."""
-    if runtime == "onnx" and (device.type != "cpu" or precision != "fp32"):
-        raise ConfigError(f"--runtime onnx runs in fp32 on a CPU, not in {precision} on {device}; use --runtime torch")
-    if runtime == "onnx":
-        return onnx_runtime.onnx_program(backbone.eval(), preprocessing, sha256)
-    if runtime == "compiled":
-        return compiled.compiled_program(backbone.eval().to(device), preprocessing, device, precision)
-    return None
+    chosen, program = choose_runtime(runtime, backbone, preprocessing, loaded.sha256, place, precision, images)
+    return Embedder(
+        backbone,
+        preprocessing,
+        device=place,
+        precision=precision,
+        name=loaded.name,
+        sha256=loaded.sha256,
+        weights=str(weights),
+        runtime=chosen,
+        program=program,
+    )
 
 
 def extract(
