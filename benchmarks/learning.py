@@ -16,8 +16,8 @@ features, penalty 1e-3, to convergence), bank and training rows the images of th
 images as they are. Seconds are those of training alone. Means and deviations over seeds go to results/learning.json,
 unless --quick.
 
-On a CPU the defaults fit 20 minutes on two cores; on a GPU they are all 60,000 images, ResNet-18 with the 3x3 stem, a
-projector of 2048 and 30 epochs.
+On a CPU the defaults take about 20 minutes on two cores (29 in a slow hour of theirs); on a GPU they are all 60,000
+images, ResNet-18 with the 3x3 stem, a projector of 2048 and 30 epochs.
 """
 
 from __future__ import annotations
