@@ -309,7 +309,7 @@ def test_an_unknown_argument_is_named_with_those_there_are(option: str) -> None:
 def test_what_is_not_there_yet_says_so(resnet18_file: Path) -> None:
     with pytest.raises(WeightsError, match="nobody has published weights for resnet18; pass weights="):
         resnet18(pretrained=True)
-    with pytest.raises(ConfigError, match="there is no runtime 'tpu'; use 'auto', 'torch' or 'onnx'"):
+    with pytest.raises(ConfigError, match="there is no runtime 'tpu'; use 'auto', 'torch', 'onnx' or 'compiled'"):
         embedder(resnet18_file, runtime="tpu")
 
 
