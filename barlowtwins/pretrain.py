@@ -187,8 +187,6 @@ def _train(
 
     def evaluate_or_stop() -> None:
         """At the end of a step: a stop signal also ends looks and kNN, which the next process then makes up for."""
-        if step % plan.steps_per_epoch == 0:
-            guard.settle()
         if journal:
             journal.evaluate(step, model, unreadable, lambda: stop.requested)
         if world.any(stop.requested) and step < last:
@@ -239,7 +237,9 @@ def _train(
             optimizer.zero_grad()
             step += 1
 
-            # The rest only watches, and saves.
+            # The rest only watches, and saves: by then a step that leaves a trace is judged.
+            if step % config.log_every == 0 or step % plan.steps_per_epoch == 0:
+                guard.settle()
             if journal and model.terms:
                 journal.step(step, model.terms, optimizer, len(unreadable), last=step == last)
             if step % (config.checkpoint_every or plan.steps_per_epoch) == 0 or step == last:

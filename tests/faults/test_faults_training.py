@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from barlowtwins.errors import CheckpointError, OutputError, RunLockedError, Tra
 from barlowtwins.files import PARTIAL_SUFFIX
 from barlowtwins.pretrain import pretrain
 from barlowtwins.training.checkpoint import list_checkpoints, load_newest
+from barlowtwins.training.guards import FiniteGuard
 from barlowtwins.training.run import RunFolder
 from barlowtwins.views.twins import epoch_order
 
@@ -353,6 +355,17 @@ def test_43_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) ->
     assert str(run / "nonfinite.json") in str(caught.value)
     assert [set(view) for view in report["views"]] == [{"min", "max", "mean"}] * 2
     assert steps(run)[-1] == newest.step
+
+
+def test_43_on_a_gpu_a_step_that_is_not_finite_leaves_no_line_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["barlowtwins.pretrain"], "FiniteGuard", functools.partial(FiniteGuard, late=True))
+    diverging = tiny(tmp_path / "run", optimizer="sgd", lr=1e30, lr_bias=1e30, warmup_epochs=0.0)
+    with pytest.raises(TrainingError, match=r"is (nan|inf|-inf) at step \d+; nothing was saved of it"):
+        pretrain(diverging)
+    report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert steps(tmp_path / "run") == list(range(1, report["step"] + 1))
 
 
 def test_43_an_update_that_overflows_is_not_saved(tmp_path: Path) -> None:
