@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import forkserver
 from tiny import write_images, write_weights
 
 from barlowtwins.config import EmbedConfig
@@ -198,9 +198,7 @@ def _part(config: EmbedConfig, part: str, slow: bool = True) -> None:
 
 
 def start_part(config: EmbedConfig, part: str):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["barlowtwins.embed", "pytest", "safetensors.torch"])
-    process = context.Process(target=_part, args=(config, part))
+    process = forkserver().Process(target=_part, args=(config, part))
     process.start()
     return process
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import forkserver
 from raises import note_raises
 from tiny import TINY, write_images, write_weights
 
@@ -76,9 +77,7 @@ def run(config: EmbedConfig, *, at: int = 0, number: int = 0, group: bool = Fals
         group: or its whole process group, reading processes included.
         file_size: the largest file that it may write, in bytes.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["barlowtwins.embed", "pytest", "safetensors.torch"])  # else each imports them
-    process = context.Process(target=_embed, args=(config, at, number, group, file_size))
+    process = forkserver().Process(target=_embed, args=(config, at, number, group, file_size))
     process.start()
     process.join(120)
     assert process.exitcode is not None
@@ -154,7 +153,7 @@ def test_52_any_number_of_workers(workers: int, config: EmbedConfig, undisturbed
 
 
 def test_52_processes_that_race_for_the_same_shards(weights: Path, images: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = forkserver()
     orders = [[0, 1, 2], [2, 1, 0], [1, 0, 2]]
     racers = [context.Process(target=_shards, args=(weights, images, tmp_path / "raced", order)) for order in orders]
     for racer in racers:
