@@ -11,7 +11,7 @@ TORCH ?=
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo     under two minutes: pretrain on drawn shapes, compare features (ARGS=--fast: seconds)"
+	@echo "make demo     two to six minutes: pretrain on drawn shapes, compare features (ARGS=--fast: seconds)"
 	@echo "make test     all tests (ARGS='-m \"not slow\"', ARGS=tests/test_loss.py, ...)"
 	@echo "make oldest   what depends on torch's version, on the oldest torch that is supported"
 	@echo "make faults   all faults that the project must survive, and a table of them"

@@ -59,8 +59,8 @@ def detection_backbone(
         raise ConfigError(f"trainable_layers is {trainable_layers}; it must be 0 to 5")
     loaded = load_weights(weights, progress=progress)
     net = loaded.build()
-    if not isinstance(net, ResNet):
-        raise WeightsError(f"{weights} holds a {loaded.backbone_name}; a feature pyramid needs the stages of a ResNet")
+    if not isinstance(net, ResNet) or isinstance(net.layer4, nn.Identity):
+        raise WeightsError(f"{weights} holds a {loaded.backbone_name}; a feature pyramid needs a ResNet's four stages")
     if loaded.channels != 3:
         raise WeightsError(f"{weights} takes grey images; torchvision's detectors give colour images of 3 channels")
     if freeze_norm:

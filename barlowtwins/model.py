@@ -41,14 +41,17 @@ STEMS: tuple[Stem, ...] = ("imagenet", "small", "small-stride2")
 class Architecture(NamedTuple):
     """What tells one ResNet from another."""
 
-    blocks: tuple[int, int, int, int]
+    blocks: tuple[int, int, int, int]  # of each stage; a last one of 0 is left out
     bottleneck: bool = False
     groups: int = 1
     width_per_group: int = 64
     multiplier: float = 1.0  # of every width; torchvision has no name for it
+    grid: int = 1  # features are means over so many parts a side of the image, not over all of it
 
 
 BACKBONES: dict[str, Architecture] = {
+    # For small images in which the place counts, such as centred ones: three stages, means over a 4 x 4 grid.
+    "resnet8_x0_5_grid4": Architecture((1, 1, 1, 0), multiplier=0.5, grid=4),
     "resnet10_x0_5": Architecture((1, 1, 1, 1), multiplier=0.5),  # 1.2 M parameters: a CPU trains it in minutes
     "resnet10": Architecture((1, 1, 1, 1)),
     "resnet18": Architecture((2, 2, 2, 2)),
@@ -98,7 +101,7 @@ def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: i
             up to 64 pixels. "small-stride2": 3x3 stride 2 without pooling, a quarter of that one's work.
         channels: input channels.
         **kwargs: passed to `torchvision.models.ResNet`; `zero_init_residual` is True unless told (as published),
-            but False for resnet10: with one block a stage, runs of a few epochs barely get past the zeros.
+            but False with one block a stage: runs of a few epochs barely get past the zeros.
 
     Returns:
         A `torchvision.models.ResNet` whose `fc` is a plain `nn.Identity` that carries `in_features` and
@@ -112,10 +115,10 @@ def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: i
     if stem not in STEMS:
         raise ConfigError(f"unknown stem {stem!r}; choose one of {', '.join(STEMS)}")
     kind = BACKBONES[name]
-    zero_init_residual = kwargs.pop("zero_init_residual", not name.startswith("resnet10"))
+    zero_init_residual = kwargs.pop("zero_init_residual", max(kind.blocks) > 1)
     net = ResNet(
         Bottleneck if kind.bottleneck else BasicBlock,
-        list(kind.blocks),
+        [max(1, blocks) for blocks in kind.blocks],
         groups=kind.groups,
         width_per_group=kind.width_per_group,
         **kwargs,
@@ -123,6 +126,12 @@ def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: i
     net.fc = feature_identity(net.fc.in_features)
     if kind.multiplier != 1.0:
         _narrow(net, kind.multiplier)
+    if kind.blocks[-1] == 0:
+        net.fc = feature_identity(cast(BasicBlock, net.layer4[0]).conv1.in_channels)
+        net.layer4 = nn.Identity()
+    if kind.grid > 1:
+        net.avgpool = nn.AdaptiveAvgPool2d(kind.grid)
+        net.fc = feature_identity(feature_width(net) * kind.grid**2)
     _replace_stem(net, stem, channels)
     for module in net.modules():  # torchvision's own initialisation, again: the replaced layers need it too
         if isinstance(module, nn.Conv2d):
@@ -213,7 +222,7 @@ def recognize_backbone(state_dict: Mapping[str, Tensor]) -> Recognized:
         width / 64,
     )
     for name, known in BACKBONES.items():
-        if found == known:
+        if found == known._replace(grid=1):  # which leaves no trace; no two backbones differ in that alone
             return Recognized(name, "imagenet" if kernel == 7 else "small", channels)
     raise WeightsError(
         f"a ResNet of {blocks} {'bottleneck' if bottleneck else 'basic'} blocks, first width {width}, "

@@ -35,14 +35,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(candidates: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, dict[str, float]]:
+def interleaved(
+    candidates: dict[str, Callable[[], Any]], *, rounds: int, warm_up: bool = True
+) -> dict[str, dict[str, float]]:
     """Time every candidate once a round, in turn, so that a slow moment of the machine hits all of them.
 
     Returns:
         For each name the median of its seconds, the least and the most.
     """
-    for function in candidates.values():
-        function()  # warm up
+    for function in candidates.values() if warm_up else ():
+        function()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, function in candidates.items():

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round, nothing written: does it work?")
     flags = parser.parse_args()
     candidates = {name: (lambda arguments=arguments: run(arguments)) for name, arguments in PROGRAMS.items()}
-    times = interleaved(candidates, rounds=1 if flags.quick else flags.rounds)
+    times = interleaved(candidates, rounds=1 if flags.quick else flags.rounds, warm_up=not flags.quick)
     for name, seconds in times.items():
         print(f"{name:<28} {seconds['median']:.3f} s  ({seconds['least']:.3f} to {seconds['most']:.3f})")
     libraries = times["import torch, torchvision"]["median"]

@@ -136,3 +136,5 @@ def test_what_does_not_fit_is_refused(weights: Path, tmp_path: Path) -> None:
         detection_backbone(weights, trainable_layers=6)
     with pytest.raises(WeightsError, match="grey"):
         detection_backbone(save(tmp_path / "grey.safetensors", "resnet10_x0_5", channels=1))
+    with pytest.raises(WeightsError, match="resnet8_x0_5_grid4; a feature pyramid needs a ResNet's four stages"):
+        detection_backbone(save(tmp_path / "three.safetensors", "resnet8_x0_5_grid4"))

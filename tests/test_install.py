@@ -120,6 +120,7 @@ def test_wheel_and_sdist_installs_find_the_registry(clone: Clone, tmp_path: Path
         assert [row["name"] for row in rows] == clone.names
         assert [row["name"] for row in rows if row["here"]] == [
             "resnet10-fashion-mnist",
+            "resnet8-fashion-mnist",
             "tiny-bundled",
             "small-bundled",
         ]

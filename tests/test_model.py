@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.model import BACKBONES, STEMS, BarlowTwins, build_backbone, parse_projector, recognize_backbone
 
-TORCHVISION = [name for name in BACKBONES if not name.startswith("resnet10_") and name != "resnet10"]
+OURS = ["resnet8_x0_5_grid4", "resnet10_x0_5", "resnet10"]  # what torchvision has no name for
+TORCHVISION = [name for name in BACKBONES if name not in OURS]
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -34,10 +36,9 @@ def test_keys_and_shapes_are_torchvisions(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_is_recognized_from_its_keys(name):
     with torch.device("meta"):
-        for stem in STEMS:
-            for channels in (1, 3):
-                found = recognize_backbone(build_backbone(name, stem=stem, channels=channels).state_dict())
-                assert found == (name, "imagenet" if stem == "imagenet" else "small", channels)
+        for stem, count in itertools.product(STEMS, (1, 3)):
+            found = recognize_backbone(build_backbone(name, stem=stem, channels=count).state_dict())
+            assert found == (name, "imagenet" if stem == "imagenet" else "small", count)
 
 
 def test_other_keys_are_refused_with_what_was_found():
@@ -79,13 +80,29 @@ def test_stems_set_the_resolution_of_the_first_stage(stem, side):
     assert seen == [side]
 
 
+def test_a_grid_of_means_keeps_the_place():
+    """The features of an image mirrored along both sides are those of its parts the other way round."""
+    net = build_backbone("resnet8_x0_5_grid4", stem="small", channels=1).eval()
+    for convolution in (module for module in net.modules() if isinstance(module, nn.Conv2d)):
+        convolution.stride, convolution.weight.data = (
+            (1, 1),
+            convolution.weight.data + convolution.weight.data.flip(-1, -2),
+        )
+    image = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        there, back = net(image), net(image.flip(-1, -2))
+    assert there.shape == (2, net.fc.in_features) == (2, 2048)
+    torch.testing.assert_close(back, there.unflatten(1, (128, 4, 4)).flip(-1, -2).flatten(1))
+
+
 def test_residual_branches_start_at_zero():
     for name in ("resnet18", "resnet50"):
         net = build_backbone(name)
         last = "bn3" if name == "resnet50" else "bn2"
         weights = [p for key, p in net.named_parameters() if key.endswith(f"{last}.weight")]
         assert weights and all((p == 0).all() for p in weights)
-    assert (build_backbone("resnet10_x0_5").layer1[0].bn2.weight == 1).all()
+    for name in OURS:
+        assert (build_backbone(name).layer1[0].bn2.weight == 1).all()
     assert (build_backbone("resnet18", zero_init_residual=False).layer1[0].bn2.weight == 1).all()
 
 

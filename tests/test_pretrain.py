@@ -262,6 +262,9 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
         assert ("images/s" in said) is (result is first)
         assert f"  barlowtwins embed YOUR_IMAGES --weights {tmp_path} --out embeddings\n" in said
         assert f"  barlowtwins evaluate knn LABELLED_IMAGES --val OTHERS --weights {tmp_path}" in said
+    crowded = dataclasses.replace(first.plan, images=60_000)
+    said = dataclasses.replace(first, plan=crowded).summary()
+    assert f"kNN {first.knn:.1f} % (k = 20; in a bank of 10,000: all images as the bank give more)" in said
 
 
 def test_a_run_that_is_told_to_stop_early_says_that_it_is_not_finished(tmp_path: Path) -> None:

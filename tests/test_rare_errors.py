@@ -133,7 +133,11 @@ def test_detectors(work: SimpleNamespace, tmp_path: Path) -> None:
     network = build_backbone("timm:resnet10t")
     says = backbone_metadata("timm:resnet10t", "imagenet", Preprocessing())
     write_safetensors(tmp_path / "timm.safetensors", network.state_dict(), says)
-    fails(lambda: detection_backbone(tmp_path / "timm.safetensors"), WeightsError, "a feature pyramid needs the stages")
+    fails(
+        lambda: detection_backbone(tmp_path / "timm.safetensors"),
+        WeightsError,
+        "a feature pyramid needs a ResNet.s four stages",
+    )
 
 
 def test_precision_that_a_gpu_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,10 +269,12 @@ def test_verify_reports_what_a_file_is(tiny: str) -> None:
     assert report.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_the_bundled_weight_needs_no_connection_and_is_what_its_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "width"), [("resnet10-fashion-mnist", 256), ("resnet8-fashion-mnist", 2048)])
+def test_a_bundled_weight_needs_no_connection_and_is_what_its_card_says(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("BARLOWTWINS_REGISTRY", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody is there
-    name = "resnet10-fashion-mnist"
     weights = load_weights(name)
     assert weights.digest == "verified"
     noted = registry()[name]
@@ -283,4 +285,4 @@ def test_the_bundled_weight_needs_no_connection_and_is_what_its_card_says(monkey
         assert f"{metric.value:.2f} %" in noted.card
     backbone = weights.build().eval()
     with torch.inference_mode():
-        assert backbone(torch.randn(2, 1, 28, 28)).shape == (2, 256)
+        assert backbone(torch.randn(2, 1, 28, 28)).shape == (2, width)

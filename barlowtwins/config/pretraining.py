@@ -28,7 +28,8 @@ class PretrainConfig:
     data_root: str | None = None
     """Where named data sets lie or are downloaded to."""
     backbone: str | None = None
-    """A torchvision ResNet (resnet18, resnet50, wide_resnet50_2, ...), resnet10_x0_5 for CPUs, or timm:NAME."""
+    """A torchvision ResNet (resnet18, resnet50, wide_resnet50_2, ...), a small one for CPUs (resnet10_x0_5, or
+    resnet8_x0_5_grid4, whose features keep the place in the image), or timm:NAME."""
     stem: Literal["imagenet", "small", "small-stride2"] | None = None
     """First layers: 7x7 and max-pooling (imagenet), or 3x3 without pooling for images up to 64 pixels (small)."""
     channels: int | None = None

@@ -9,7 +9,7 @@ from barlowtwins.loss import off_diagonal_floor
 from barlowtwins.printing import plural, render
 from barlowtwins.recipes import Settings
 from barlowtwins.training.estimate import Estimate
-from barlowtwins.training.monitor import NEIGHBOURS
+from barlowtwins.training.monitor import BANK, NEIGHBOURS
 from barlowtwins.training.plan import Plan
 from barlowtwins.training.run import RunFolder
 
@@ -62,7 +62,8 @@ def _last_words(result: PretrainResult) -> str:
         floor = settings.lambd * off_diagonal_floor(settings.batch_size, int(settings.projector.split("-")[-1]))
         found.append(f"loss {result.loss:,.4g}" + (f" (its floor is {floor:,.4g})" if floor else ""))
     if result.knn is not None:
-        found.append(f"kNN {result.knn:.1f} % (k = {NEIGHBOURS})")
+        less = f"; in a bank of {BANK:,}: all images as the bank give more" if result.plan.images > BANK else ""
+        found.append(f"kNN {result.knn:.1f} % (k = {NEIGHBOURS}{less})")
     if result.images_per_second is not None:
         found.append(f"{result.images_per_second:,.1f} images/s")
     if result.unreadable:
