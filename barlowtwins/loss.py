@@ -19,8 +19,8 @@ Both are computed in the forward pass, while the products they share are at hand
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from barlowtwins.errors import ConfigError
+from barlowtwins.products import matmul
 
 __all__ = [
     "BarlowTwinsLoss",
@@ -212,8 +213,8 @@ class _Loss(torch.autograd.Function):
         with torch.autocast(z1.device.type, enabled=False):
             value, on, off, views, gradients, spent = compute(z1, z2, lambd, eps, gradient, group)
         if gradient:
-            ctx.save_for_backward(*(g.to(z.dtype) for g, z in zip(gradients, (z1, z2), strict=True)))
-            ctx.spent = [x for x in spent if x.dtype == z1.dtype and x.shape == z1.shape]
+            ctx.save_for_backward(*itertools.chain.from_iterable(gradients))
+            ctx.dtype, ctx.spent = z1.dtype, [x for x in spent if x.dtype == z1.dtype and x.shape == z1.shape]
         outputs = on, off, *views[0], *views[1]
         ctx.mark_non_differentiable(*outputs)
         ctx.set_materialize_grads(False)
@@ -224,16 +225,18 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 6
+        g1, scale1, g2, scale2 = ctx.saved_tensors
         scaled = []
-        for g in ctx.saved_tensors:
+        for g, scale in ((g1, scale1), (g2, scale2)):
             # Memory at hand is cheaper than fresh memory; a second backward (retain_graph) finds none left.
-            out = ctx.spent.pop() if ctx.spent else torch.empty_like(g)
-            scaled.append(torch.mul(g, grad.to(g.dtype), out=out))
+            out = ctx.spent.pop() if ctx.spent else torch.empty_like(g, dtype=ctx.dtype)
+            scaled.append(torch.mul(g, scale * grad.to(g.dtype), out=out))
         return *scaled, None, None, None, None
 
 
+_Gradient = tuple[Tensor, Tensor]  # (n, D), and (D,) by which it is still to be multiplied
 # loss, on- and off-diagonal sums, statistics, gradients, and matrices that are not needed any more
-_Result = tuple[Tensor, Tensor, Tensor, tuple[Statistics, Statistics], tuple[Tensor, ...], tuple[Tensor, ...]]
+_Result = tuple[Tensor, Tensor, Tensor, tuple[Statistics, Statistics], tuple[_Gradient, ...], tuple[Tensor, ...]]
 
 
 def _gram(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, group: Any) -> _Result:
@@ -248,17 +251,17 @@ def _gram(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, grou
     total = n * w
 
     d = _column_dots(a, b) / total  # (D,) diagonal of C
-    aa, bb = (_symmetric(a), _symmetric(b)) if w == 1 else (a_own @ a.T, b_own @ b.T)  # (n, N)
+    aa, bb = (_symmetric(a), _symmetric(b)) if w == 1 else (matmul(a_own, a.T), matmul(b_own, b.T))  # (n, N)
     frobenius = _column_dots(aa.view(-1, 1), bb.view(-1, 1)) / total**2  # (1,) this process's rows of |C|_F^2
 
-    gradients: tuple[Tensor, ...] = ()
+    gradients: tuple[_Gradient, ...] = ()
     if gradient:
         slope = ((d - 1) - lambd * d) * (2 / total)  # (D,)
-        # (n, N) (N, D) -> (n, D): the whole gradient of this process's rows
-        ga = (bb.mul_(2 * lambd / total**2) @ a).addcmul_(b_own, slope)
-        gb = (aa.mul_(2 * lambd / total**2) @ b).addcmul_(a_own, slope)
-        message = torch.cat([frobenius, _column_dots(ga, a_own), _column_dots(gb, b_own)])
-        frobenius, *sums = _sum_over(message, group).split([1, len(d), len(d)])
+        factor = 2 * lambd / total**2
+        ga, gb = matmul(bb.mul_(factor), a), matmul(aa.mul_(factor), b)  # (n, N) (N, D) -> (n, D)
+        # With slope * b, or a, these are the whole gradient of this process's rows.
+        dots = _column_dots(ga, a_own, plus=(b_own, slope)), _column_dots(gb, b_own, plus=(a_own, slope))
+        frobenius, *sums = _sum_over(torch.cat([frobenius, *dots]), group).split([1, len(d), len(d)])
         along = [s / total for s in sums]  # (D,) each
         gradients = _through_standardize((ga, gb), along, (a_own, b_own), (stats1, stats2), eps, w)
     else:
@@ -276,19 +279,20 @@ def _cross(z1: Tensor, z2: Tensor, lambd: float, eps: float, gradient: bool, gro
         (a, stats1), (b, stats2) = standardize(z1, eps), standardize(z2, eps)  # (n, D)
     else:
         (a, stats1), (b, stats2) = _standardize_over(z1, z2, eps, group)
-    c = _sum_over(a.T @ b, group).div_(total)  # (D, D)
+    c = _sum_over(matmul(a.T, b), group).div_(total)  # (D, D)
     d = c.diagonal().clone()  # (D,)
     c.fill_diagonal_(0)
     rows = torch.linalg.vector_norm(c, dim=1).square()  # (D,) of each feature of the first view
     on, off = (d - 1).square().sum(), rows.sum()
 
-    gradients: tuple[Tensor, ...] = ()
+    gradients: tuple[_Gradient, ...] = ()
     if gradient:
         columns = torch.linalg.vector_norm(c, dim=0).square()  # (D,) of the second
         along = [((d - 1) * d + lambd * r) * (2 / total) for r in (rows, columns)]  # sum_j M_ij C_ij: needs no rows
         m = c.mul_(2 * lambd / total)  # in place: C is not needed any more
         m.diagonal().copy_((d - 1) * (2 / total))
-        gradients = _through_standardize((b @ m.T, a @ m), along, (a, b), (stats1, stats2), eps, w)
+        ga, gb = matmul(b, m.T), matmul(a, m)  # (n, D)
+        gradients = _through_standardize((ga, gb), along, (a, b), (stats1, stats2), eps, w)
     return on + lambd * off, on, off, (stats1, stats2), gradients, (a, b)
 
 
@@ -299,16 +303,18 @@ def _through_standardize(
     statistics: tuple[Statistics, Statistics],
     eps: float,
     w: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[_Gradient, ...]:
     """Carry gradients, in place, from the standardised rows to the raw ones: g -> (g - a mean(g a)) / std.
 
     `along` holds mean(g a) over the global batch, (D,) a view. What batch norm's backward also takes away, mean(g),
-    is zero here: in both forms g is a sum of the other view's rows, or of this one's, and those are centred.
+    is zero here: in both forms g is a sum of the other view's rows, or of this one's, and those are centred. 1 / std is
+    left to the backward pass, which multiplies anyway.
     """
+    carried = []
     for g, a, mean_ga, s in zip(gradients, standardized, along, statistics, strict=True):
         scale = torch.rsqrt(s.var + eps) * w  # W: data-parallel training averages over processes
-        g.addcmul_(a, mean_ga, value=-1).mul_(scale)
-    return gradients
+        carried.append((g.addcmul_(a, mean_ga, value=-1), scale))
+    return tuple(carried)
 
 
 def _symmetric(a: Tensor) -> Tensor:
@@ -316,22 +322,31 @@ def _symmetric(a: Tensor) -> Tensor:
     n = len(a)
     strips = min(n // STRIP[0], STRIP[1])
     if a.device.type != "cpu" or strips < 2:
-        return a @ a.T
+        return matmul(a, a.T)
     product = a.new_empty(n, n)
     edges = [n * i // strips for i in range(strips + 1)]
-    for start, stop in pairwise(edges):
-        torch.mm(a[start:stop], a[:stop].T, out=product[start:stop, :stop])
-        product[:start, start:stop] = product[start:stop, :start].T
+    for start, stop in itertools.pairwise(edges):
+        strip = product[start:stop, :stop] = matmul(a[start:stop], a[:stop].T)
+        product[:start, start:stop] = strip[:, :start].T
     return product
 
 
-def _column_dots(x: Tensor, y: Tensor) -> Tensor:
-    """(N, D), (N, D) -> (D,): the scalar product of each pair of columns.
+def _by_rows(x: Tensor) -> Sequence[Tensor]:
+    """(N, D) cut so that several operations on a part find it in a CPU's cache; in one piece on a GPU."""
+    return x.split(max(1, CHUNK // x.shape[1])) if x.device.type == "cpu" else [x]
+
+
+def _column_dots(x: Tensor, y: Tensor, *, plus: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """(N, D), (N, D) -> (D,): the scalar product of each pair of columns; `plus` = u (N, D), v (D,) first adds u v to x,
+    in place.
 
     On a CPU a few rows at a time: a product as large as its factors would cost more in fresh memory than in arithmetic.
     """
-    rows = max(1, CHUNK // x.shape[1]) if x.device.type == "cpu" else len(x)
-    return torch.stack([(p * q).sum(0) for p, q in zip(x.split(rows), y.split(rows), strict=True)]).sum(0)
+    if plus is not None:
+        u, v = plus
+        parts = zip(_by_rows(x), _by_rows(u), _by_rows(y), strict=True)
+        return torch.stack([(p.addcmul_(r, v) * q).sum(0) for p, r, q in parts]).sum(0)
+    return torch.stack([(p * q).sum(0) for p, q in zip(_by_rows(x), _by_rows(y), strict=True)]).sum(0)
 
 
 def _sum_over(x: Tensor, group: Any) -> Tensor:

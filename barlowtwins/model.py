@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.loss import BarlowTwinsLoss, LossTerms
+from barlowtwins.products import Linear
 from barlowtwins.timm_backbone import PREFIX, build_timm
 
 __all__ = [
@@ -242,7 +243,7 @@ def build_projector(features: int, widths: tuple[int, ...]) -> nn.Sequential:
     """(N, F) -> (N, D): linear layers without bias, batch norm and ReLU after all but the last (paper, section 2.2)."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise((features, *widths)):
-        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        layers += [Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-2])
 
 

@@ -15,6 +15,7 @@ import torch
 import torchvision
 
 from barlowtwins.device import device_name, resolve_device
+from barlowtwins.products import CPUINFO, processor_vendor
 from barlowtwins.version import __version__
 
 __all__ = ["interleaved", "machine", "write_result"]
@@ -26,6 +27,7 @@ def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     return {
         "device": device_name(resolve_device("auto")),
+        "processor": f"{processor_vendor(CPUINFO)} {torch.backends.cpu.get_cpu_capability()}".strip(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -16,6 +16,7 @@ import torch
 
 from barlowtwins.device import autocast
 from barlowtwins.errors import ConfigError, DataError
+from barlowtwins.products import matmul
 
 __all__ = ["CHUNK", "Features", "chunks", "nearest", "place_of", "unit_rows"]
 
@@ -78,16 +79,14 @@ def _nearest_block(
         raise DataError(f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinity; leave those rows out")
     tiles = queries.split(chunk)
     best = [torch.empty(len(tile), 0, dtype=torch.int64, device=queries.device) for tile in tiles]
-    memory = queries.new_empty(min(chunk, len(queries)) * min(chunk, len(bank)))  # once: fresh memory costs time
     usable = done = 0
     for start, block in chunks(bank, chunk, queries.device):
         block, finite = unit_rows(block)  # (m, D), (m,)
         usable += int(finite.sum())
         damaged = None if finite.all() else ~finite
         for place, tile in enumerate(tiles):
-            similarity = memory[: len(tile) * len(block)].view(len(tile), len(block))
             with autocast(queries.device, "fp32"):
-                torch.mm(tile, block.T, out=similarity)  # (q, m)
+                similarity = matmul(tile, block.T)  # (q, m)
             if damaged is not None:
                 similarity.masked_fill_(damaged, -torch.inf)
             best[place] = _keep_best(best[place], similarity, start, k)
