@@ -332,13 +332,12 @@ def _symmetric(a: Tensor) -> Tensor:
 
 
 def _by_rows(x: Tensor) -> Sequence[Tensor]:
-    """(N, D) cut so that several operations on a part find it in a CPU's cache; in one piece on a GPU."""
+    """(N, D) cut so that one operation after the other finds a part in a CPU's cache; in one piece on a GPU."""
     return x.split(max(1, CHUNK // x.shape[1])) if x.device.type == "cpu" else [x]
 
 
 def _column_dots(x: Tensor, y: Tensor, *, plus: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """(N, D), (N, D) -> (D,): the scalar product of each pair of columns; `plus` = u (N, D), v (D,) first adds u v to x,
-    in place.
+    """(N, D), (N, D) -> (D,): scalar products of columns; with `plus` (u, v), of those of x + u v, which is left in x.
 
     On a CPU a few rows at a time: a product as large as its factors would cost more in fresh memory than in arithmetic.
     """

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 __all__ = ["Linear", "matmul", "processor_vendor", "uses_onednn"]
 
 CPUINFO = Path("/proc/cpuinfo")
-WORTH = 2**21  # multiplications from which finding oneDNN's kernel, some 10 microseconds, is paid back
+WORTH = 2**22  # multiplications from which finding oneDNN's kernel, some 10 microseconds, is paid back twice
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -66,8 +66,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, k) -> (n, m)."""
-        plain = x.ndim != 2 or torch.is_autocast_enabled(x.device.type) or not uses_onednn(x, self.weight.T)
-        return super().forward(x) if plain else _Linear.apply(x, self.weight)
+        if x.ndim == 2 and uses_onednn(x, self.weight.T) and not torch.is_autocast_enabled("cpu"):
+            return _Linear.apply(x, self.weight)
+        return super().forward(x)
 
 
 class _Linear(torch.autograd.Function):

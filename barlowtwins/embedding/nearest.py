@@ -73,7 +73,7 @@ def nearest(
 def _nearest_block(
     bank: Features, queries: torch.Tensor, k: int, chunk: int, after_chunk: Callable[[int], object]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A block of queries (q, D) against the whole bank: keep the k best keys seen so far, chunk after chunk."""
+    """A block of queries (q, D) against the whole bank: keep the k best keys so far, in order at the end."""
     queries, finite = unit_rows(queries)
     if not finite.all():
         raise DataError(f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinity; leave those rows out")
@@ -95,15 +95,15 @@ def _nearest_block(
         done = passed
     if usable < k:
         raise ConfigError(f"{k} neighbours are asked of a bank with {usable} usable rows; choose k up to {usable}")
-    return _unpack(torch.cat(best))
+    return _unpack(torch.cat(best).sort(dim=1, descending=True).values)
 
 
 def _keep_best(best: torch.Tensor, similarity: torch.Tensor, start: int, k: int) -> torch.Tensor:
-    """The k highest of the keys (q, <= k) and of the similarities (q, m) to rows from `start` on; (q, <= k)."""
+    """The k highest of keys (q, <= k) and of the similarities (q, m) to rows from `start` on; (q, <= k), in any order."""
     full = best.shape[1] == k  # from then on few rows of a chunk are better than the worst one kept
-    fresh = _better(similarity, start, _unpack(best[:, -1:])[0]) if full else _pack(similarity, start)
+    fresh = _better(similarity, start, _unpack(best.amin(1, keepdim=True))[0]) if full else _pack(similarity, start)
     keys = torch.cat([best, fresh], dim=1)  # (q, <= k + m)
-    return keys.topk(min(k, keys.shape[1]), dim=1).values
+    return keys.topk(min(k, keys.shape[1]), dim=1, sorted=False).values
 
 
 def _better(similarity: torch.Tensor, start: int, worst: torch.Tensor) -> torch.Tensor:

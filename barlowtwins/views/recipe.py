@@ -149,7 +149,7 @@ AUGMENTATIONS: dict[str, AugmentRecipe] = {
         AugmentRecipe(  # things that lie aligned, the same way round: large crops and no flips
             "fashion-mnist",
             size=28,
-            scale=(0.6, 1.0),
+            scale=(0.4, 1.0),
             flip_p=0.0,
             jitter=(0.4, 0.4, 0.0, 0.0),
             grey_p=0.0,
