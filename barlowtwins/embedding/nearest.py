@@ -99,7 +99,7 @@ def _nearest_block(
 
 
 def _keep_best(best: torch.Tensor, similarity: torch.Tensor, start: int, k: int) -> torch.Tensor:
-    """The k highest of keys (q, <= k) and of the similarities (q, m) to rows from `start` on; (q, <= k), in any order."""
+    """The k highest of keys (q, <= k) and of the similarities (q, m) to rows from `start` on; any order."""
     full = best.shape[1] == k  # from then on few rows of a chunk are better than the worst one kept
     fresh = _better(similarity, start, _unpack(best.amin(1, keepdim=True))[0]) if full else _pack(similarity, start)
     keys = torch.cat([best, fresh], dim=1)  # (q, <= k + m)
