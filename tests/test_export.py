@@ -65,6 +65,23 @@ def test_onnx_runtime_gives_the_same_features_for_any_number_of_images(weights: 
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]  # no second file with the numbers
 
 
+def test_a_grid_of_means_is_exported_too(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    name = "resnet8-fashion-mnist"  # comes with the package
+    images = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = load_weights(name).build()(images)
+    made = export(ExportConfig(name, str(tmp_path / "net.onnx"), "onnx"))
+    assert (made.features, made.input) == (2048, "(N, 1, 28, 28)")
+    features = runtime.InferenceSession(made.out, providers=["CPUExecutionProvider"]).run(
+        None, {"images": images.numpy()}
+    )
+    np.testing.assert_allclose(features[0], expected.numpy(), rtol=1e-3, atol=1e-4)
+    program = torch.export.load(export(ExportConfig(name, str(tmp_path / "net.pt2"), "torch-export")).out).module()
+    torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_torch_export_and_torchscript(weights: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     exported = _export(weights, tmp_path / "net.pt2", "torch-export")
     traced = _export(weights, tmp_path / "net.pt", "torchscript")
