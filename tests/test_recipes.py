@@ -216,6 +216,13 @@ def test_a_short_run_does_not_spend_itself_on_a_recipes_warm_up(name: str, epoch
     assert resolved(name, epochs=epochs, warmup_epochs=1.5).warmup_epochs == 1.5
 
 
+def test_a_recipe_that_warms_up_for_more_than_a_tenth_does_so_in_a_short_run_too(tmp_path: Path) -> None:
+    path = write(tmp_path, WHOLE + "\nwarmup_epochs = 5")  # of 20 epochs
+    assert resolved(path).warmup_epochs == 5.0
+    assert resolved(path, epochs=10).warmup_epochs == 2.5
+    assert resolved(path, epochs=40).warmup_epochs == 5.0
+
+
 def test_a_record_has_every_setting_and_survives_json() -> None:
     config = PretrainConfig("photos", "run", "shapes", lambd=0.02, allow_change=("lr",))
     settings = resolve(config, channels=3, size=None)
