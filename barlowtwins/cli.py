@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from barlowtwins import config
-from barlowtwins.errors import BarlowTwinsError, StoppedEarly, UsageError
+from barlowtwins.core.errors import BarlowTwinsError, StoppedEarly, UsageError
 from barlowtwins.version import __version__
 
 __all__ = ["COMMANDS", "GROUPS", "Command", "main"]
@@ -42,7 +42,7 @@ class Command:
 
 
 COMMANDS = {
-    "pretrain": Command(config.PretrainConfig, "barlowtwins.pretrain:pretrain"),
+    "pretrain": Command(config.PretrainConfig, "barlowtwins.train.pretrain:pretrain"),
     "embed": Command(config.EmbedConfig, "barlowtwins.embedding.embed:embed"),
     "evaluate knn": Command(config.KNNConfig, "barlowtwins.evaluate:evaluate_knn"),
     "evaluate linear": Command(config.LinearConfig, "barlowtwins.evaluate:evaluate_linear"),
@@ -50,18 +50,18 @@ COMMANDS = {
     "evaluate finetune": Command(config.FinetuneConfig, "barlowtwins.evaluate:evaluate_finetune"),
     "evaluate svm": Command(config.SVMConfig, "barlowtwins.evaluate:evaluate_svm"),
     "classify": Command(config.ClassifyConfig, "barlowtwins.evaluate.classify:classify"),
-    "neighbours": Command(config.NeighboursConfig, "barlowtwins.looking.neighbours:neighbours"),
+    "neighbours": Command(config.NeighboursConfig, "barlowtwins.reports.neighbors:neighbours"),
     "weights list": Command(config.WeightsListConfig, "barlowtwins.zoo.commands:weights_list"),
     "weights show": Command(config.WeightsShowConfig, "barlowtwins.zoo.commands:weights_show"),
     "weights get": Command(config.WeightsGetConfig, "barlowtwins.zoo.commands:weights_get"),
     "weights verify": Command(config.WeightsVerifyConfig, "barlowtwins.zoo.commands:weights_verify"),
-    "report": Command(config.ReportConfig, "barlowtwins.looking.report:report"),
-    "weights convert": Command(config.WeightsConvertConfig, "barlowtwins.zoo.convert:weights_convert"),
+    "report": Command(config.ReportConfig, "barlowtwins.reports.report:report"),
+    "weights convert": Command(config.WeightsConvertConfig, "barlowtwins.zoo.conversion:weights_convert"),
     "export": Command(config.ExportConfig, "barlowtwins.zoo.export:export"),
-    "map": Command(config.MapConfig, "barlowtwins.looking.map:map"),
-    "augment": Command(config.AugmentConfig, "barlowtwins.looking.sheets:augment"),
+    "map": Command(config.MapConfig, "barlowtwins.reports.map:map"),
+    "augment": Command(config.AugmentConfig, "barlowtwins.reports.sheets:augment"),
     "check": Command(config.CheckConfig, "barlowtwins.data.check:check"),
-    "demo": Command(config.DemoConfig, "barlowtwins.demo:demo"),
+    "demo": Command(config.DemoConfig, "barlowtwins.shapes_demo:demo"),
 }
 
 GROUPS = {
@@ -129,7 +129,7 @@ def _run(arguments: list[str]) -> int:
     module, _, function = command.function.partition(":")
     result = getattr(importlib.import_module(module), function)(settings)
 
-    from barlowtwins import printing
+    from barlowtwins.core import printing
 
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
         _print(json.dumps(printing.plain(result), allow_nan=False) if common.json else printing.render(result))
@@ -238,7 +238,7 @@ def _first_words() -> list[str]:
 
 def _overview(group: str | None = None) -> str:
     """The help page of the program, or of a group of commands."""
-    from barlowtwins.printing import table
+    from barlowtwins.core.printing import table
 
     rows = [
         [f"  {name}", str(command.settings.__doc__).partition("\n")[0]]

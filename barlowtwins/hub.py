@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchvision.models.resnet import ResNet
 
+from barlowtwins.core.errors import ConfigError, WeightsError
 from barlowtwins.data.preprocess import Preprocessing, preprocess as _preprocess
-from barlowtwins.errors import ConfigError, WeightsError
-from barlowtwins.model import BarlowTwins, build_resnet
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.models.resnet import build_resnet
 from barlowtwins.zoo.formats import match_keys
-from barlowtwins.zoo.head import fresh_classifier, load_classifier
+from barlowtwins.zoo.heads import fresh_classifier, load_classifier
 from barlowtwins.zoo.weights import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def resnet50(
             knows ImageNet's classes: "resnet50-mmpretrain-linear".
         progress: show a bar while downloading, if standard error is a terminal.
         **kwargs: `zero_init_residual`, `norm_layer`, `replace_stride_with_dilation` of torchvision's ResNet; `stem` and
-            `channels` of `barlowtwins.model.build_resnet`.
+            `channels` of `barlowtwins.models.resnet.build_resnet`.
 
     Returns:
         The model on the CPU: in evaluation mode with weights, so that features do not depend on the batch (call

@@ -28,8 +28,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from barlowtwins.errors import ConfigError
-from barlowtwins.products import matmul
+from barlowtwins.core.errors import ConfigError
+from barlowtwins.core.matmul import matmul
 
 __all__ = [
     "BarlowTwinsLoss",

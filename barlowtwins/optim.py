@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from barlowtwins.errors import ConfigError
+from barlowtwins.core.errors import ConfigError
 
 __all__ = ["LARS", "build_optimizer", "learning_rate_factor", "parameter_groups"]
 

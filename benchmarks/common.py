@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torchvision
 
-from barlowtwins.device import device_name, resolve_device
-from barlowtwins.products import CPUINFO, processor_vendor
+from barlowtwins.core.device import device_name, resolve_device
+from barlowtwins.core.matmul import CPUINFO, processor_vendor
 from barlowtwins.version import __version__
 
 __all__ = ["interleaved", "machine", "write_result"]

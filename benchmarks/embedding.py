@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.core.device import default_workers, resolve_device
 from barlowtwins.data.open import open_source
 from barlowtwins.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from barlowtwins.device import default_workers, resolve_device
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
 

@@ -36,17 +36,17 @@ from loss import LAMBD, published
 from torch import Tensor, nn
 
 from barlowtwins.config import PretrainConfig
+from barlowtwins.core.device import autocast, default_workers, resolve_device, resolve_precision
+from barlowtwins.core.distributed import World
 from barlowtwins.data.open import open_source
-from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
-from barlowtwins.distributed import World
 from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.loss import barlow_twins_loss
-from barlowtwins.model import BarlowTwins
+from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer
-from barlowtwins.pretrain import pretrain
-from barlowtwins.training.guards import FiniteGuard
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.runs.guards import FiniteGuard
+from barlowtwins.train.pretrain import pretrain
 from barlowtwins.views.executors import Executor
+from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows, TwinBatch, plan_batches
 
 IMAGENET, EPOCHS = 1_281_167, 1000  # images and epochs of the paper's run

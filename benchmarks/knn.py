@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from common import interleaved, write_result
 
-from barlowtwins.embedding.nearest import nearest, unit_rows
-from barlowtwins.products import matmul
+from barlowtwins.core.matmul import matmul
+from barlowtwins.metrics.nearest import nearest, unit_rows
 
 TILE = 4096
 DISK_QUERIES = 256

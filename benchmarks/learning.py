@@ -38,16 +38,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from barlowtwins.config import PretrainConfig
+from barlowtwins.core.device import autocast, resolve_device, resolve_precision, usable_cores
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import ArraySource
-from barlowtwins.device import autocast, resolve_device, resolve_precision, usable_cores
-from barlowtwins.evaluate.knn import knn_accuracy
-from barlowtwins.evaluate.logistic import fit_logistic
-from barlowtwins.model import BarlowTwins
+from barlowtwins.metrics.knn import knn_accuracy
+from barlowtwins.metrics.logistic import fit_logistic
+from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer, learning_rate_factor
-from barlowtwins.pretrain import pretrain
-from barlowtwins.recipes import load_recipe
-from barlowtwins.views.augment import AugmentRecipe, TwinTransform
+from barlowtwins.train.pretrain import pretrain
+from barlowtwins.train.recipes import load_recipe
+from barlowtwins.views.transform import AugmentRecipe, TwinTransform
 from barlowtwins.zoo.weights import load_weights
 
 # N images in a batch, D projector width, S side in pixels
@@ -112,7 +112,10 @@ def passes(
 
 def ours(source: ArraySource, seed: int, settings: argparse.Namespace) -> tuple[nn.Module, float]:
     # A part of a data set has no name that the command takes, so it is handed over where the data would be opened.
-    with tempfile.TemporaryDirectory() as run, mock.patch("barlowtwins.pretrain.open_source", return_value=source):
+    with (
+        tempfile.TemporaryDirectory() as run,
+        mock.patch("barlowtwins.train.pretrain.open_source", return_value=source),
+    ):
         start = time.perf_counter()
         result = pretrain(
             PretrainConfig(

@@ -17,8 +17,8 @@ import torch
 from common import interleaved, write_result
 from torch import Tensor
 
+from barlowtwins.core.matmul import matmul
 from barlowtwins.loss import barlow_twins_loss, choose_form
-from barlowtwins.products import matmul
 
 SHAPES = [(256, 8192), (1024, 8192), (2048, 8192)]
 GRID = [(2, 8192), (64, 512), (256, 16384), (512, 512), (4096, 256), (8192, 1024)]

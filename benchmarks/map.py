@@ -30,7 +30,7 @@ from browser import DESKTOP, Browser, open_browser
 
 from barlowtwins.config import MapConfig
 from barlowtwins.embedding.embeddings import IndexRow, write_index
-from barlowtwins.looking.map import map as draw_map
+from barlowtwins.reports.map import map as draw_map
 
 LABELS, DISTINCT = 20, 512
 TRIES = 20  # of the mouse

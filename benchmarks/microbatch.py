@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from common import write_result
 
-from barlowtwins.model import BarlowTwins
-from barlowtwins.training.microbatch import micro_batched_backward
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.train.microbatch import micro_batched_backward
 
 
 def measure(settings: dict[str, Any], micro: int | None) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Matrix products in fp32 on a CPU: `barlowtwins.products.matmul` against torch's own, on the shapes that count here.
+"""Matrix products in fp32 on a CPU: `barlowtwins.core.matmul.matmul` against torch's own, on the shapes that
+count here.
 
     python benchmarks/products.py [--rounds 7] [--quick]
 
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from common import interleaved, write_result
 
-from barlowtwins.products import matmul, uses_onednn
+from barlowtwins.core.matmul import matmul, uses_onednn
 
 SHAPES = {  # (n, k) (k, m)
     "loss, AA', N = 256, D = 8192": (256, 8192, 256),

@@ -22,9 +22,10 @@ import torch
 from common import machine, write_result
 
 from barlowtwins.config import FinetuneConfig, KNNConfig, LinearConfig, SemiConfig
+from barlowtwins.core.safetensors_file import write_safetensors
 from barlowtwins.evaluate import evaluate_finetune, evaluate_knn, evaluate_linear, evaluate_semi
-from barlowtwins.model import build_backbone
-from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.models.resnet import build_backbone
+from barlowtwins.runs.run_folder import backbone_metadata
 from barlowtwins.zoo.weights import load_weights
 
 NEIGHBOURS = 20

@@ -23,9 +23,9 @@ import torch
 from common import write_result
 from learning import DATA, arguments, lightly, network, ours, some
 
+from barlowtwins.core.device import autocast, resolve_precision
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import ArraySource
-from barlowtwins.device import autocast, resolve_precision
 from barlowtwins.optim import build_optimizer
 
 

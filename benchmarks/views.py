@@ -30,7 +30,7 @@ from torchvision import transforms
 
 from barlowtwins.data.fast_jpeg import read_pixels
 from barlowtwins.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.transform import TwinTransform
 
 
 class Blur:

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share, what a usual run leaves out, and a look at every error (see raises.py)."""
+"""Fixtures that several test files share, what a usual run leaves out, and error coverage (see error_coverage.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, open_browser
-from raises import NOTES, note_raises, unreached
+from error_coverage import NOTES, note_raises, unreached
 from servers import Server
 
 # Some virtual machines announce AMX and refuse it: oneDNN would end the process with SIGILL. Read at its first use.

@@ -1,6 +1,7 @@
 """Crash points: a process that is killed at its n-th step on the way to the disk, as by `kill -9`.
 
-`arm` runs in the process that is to die (see `Nursery.start(before=...)`). It counts what that process does to files
+`arm` runs in the process that is to die (see `ProcessPool.start(before=...)`). It counts what that process
+does to files
 below a folder, without a word of the package's own code being changed:
 
 | point | is |

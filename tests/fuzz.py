@@ -1,6 +1,6 @@
 """Files with random damage, and processes that read thousands of them under a limit of memory and of time for each.
 
-`python fuzz.py images COUNT SEED LAST` reads damaged images; `weights` runs in a process of the nursery, which has
+`python fuzz.py images COUNT SEED LAST` reads damaged images; `weights` runs in a process of the pool, which has
 imported torch. Both print one JSON object. LAST is the file that holds the input which is being read, for the case
 that the process dies of it.
 """
@@ -139,9 +139,9 @@ def weights(count: int, seed: int, last: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import save
 
-    from barlowtwins.errors import CheckpointError, WeightsError
-    from barlowtwins.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from barlowtwins.zoo.head import load_head
+    from barlowtwins.core.errors import CheckpointError, WeightsError
+    from barlowtwins.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from barlowtwins.zoo.heads import load_head
     from barlowtwins.zoo.safe_load import read_weight_file
     from barlowtwins.zoo.weights import load_weights
 

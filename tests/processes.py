@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from raises import note_raises
+from error_coverage import note_raises
 
 # What takes seconds to import. A module that is not there would be passed over in silence, hence the check below.
 PRELOADED = ["torch", "torchvision", "pytest", "safetensors.torch", "barlowtwins.embedding.embed"]

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from barlowtwins.data.open import Source, open_source
-from barlowtwins.evaluate.knn import knn_accuracy
 from barlowtwins.loss import barlow_twins_loss, cross_correlation
-from barlowtwins.model import BarlowTwins, feature_identity
-from barlowtwins.training.collapse import effective_rank
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.metrics.knn import knn_accuracy
+from barlowtwins.metrics.representation import effective_rank
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.models.resnet import feature_identity
 from barlowtwins.views.executors import Executor
+from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import plan_batches
 
 # n images of a batch, D projector width

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import DIM, TINY, write_images, write_weights
 
+from barlowtwins.core.errors import DataError, WeightsError
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import ArraySource
-from barlowtwins.errors import DataError, WeightsError
 from barlowtwins.evaluate.baselines import open_embedder, pixel_embedder, random_embedder
 
 

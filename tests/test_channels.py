@@ -12,16 +12,16 @@ from training import equal
 
 from barlowtwins import load_backbone
 from barlowtwins.config import PretrainConfig
+from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.channels import ChannelSource, open_channels, scale_to_levels
 from barlowtwins.data.images import Unreadable, read_array
 from barlowtwins.data.open import open_source, subset
 from barlowtwins.data.preprocess import Preprocessing, as_image
 from barlowtwins.data.sources import ArraySource
 from barlowtwins.embedding.embedder import Embedder, extract
-from barlowtwins.errors import ConfigError, DataError
-from barlowtwins.pretrain import pretrain
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.train.pretrain import pretrain
 from barlowtwins.views.executors import Executor
+from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows
 
 CPU = torch.device("cpu")

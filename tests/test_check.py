@@ -15,9 +15,9 @@ from PIL import Image
 
 from barlowtwins.cli import main
 from barlowtwins.config import CheckConfig
+from barlowtwins.core.errors import DataError
+from barlowtwins.core.progress import Progress
 from barlowtwins.data.check import check
-from barlowtwins.errors import DataError
-from barlowtwins.progress import Progress
 
 N = 150  # more than a worker takes at a time
 

@@ -15,10 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from training import equal, full_disk
 
-from barlowtwins.errors import CheckpointError, OutputError
-from barlowtwins.model import BarlowTwins
+from barlowtwins.core.errors import CheckpointError, OutputError
+from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer
-from barlowtwins.training.checkpoint import (
+from barlowtwins.runs.checkpoint import (
     Checkpoint,
     Saver,
     list_checkpoints,

@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 
 from barlowtwins.config import ClassifyConfig
+from barlowtwins.core.errors import OutputError, StoppedEarly, WeightsError
+from barlowtwins.core.safetensors_file import write_safetensors
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.errors import OutputError, StoppedEarly, WeightsError
 from barlowtwins.evaluate.classify import classify
-from barlowtwins.model import build_backbone
-from barlowtwins.zoo.head import Belonging, Head, load_classifier, save_head
-from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.models.resnet import build_backbone
+from barlowtwins.runs.run_folder import backbone_metadata
+from barlowtwins.zoo.heads import Belonging, Head, load_classifier, save_head
 from barlowtwins.zoo.weights import load_weights
 
 REPO = Path(__file__).parents[1]

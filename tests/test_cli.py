@@ -21,7 +21,7 @@ from tyro.conf import Positional
 
 from barlowtwins import cli
 from barlowtwins.cli import COMMANDS, Command, main
-from barlowtwins.errors import ConfigError, DataError, MissingExtraError, StoppedEarly, UsageError
+from barlowtwins.core.errors import ConfigError, DataError, MissingExtraError, StoppedEarly, UsageError
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from tiny import write_images, write_weights
 from torch import nn
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.core.errors import WeightsError
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding import runtime
 from barlowtwins.embedding.compiled import PARITY, compiled_program
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
-from barlowtwins.errors import WeightsError
 
 CPU = torch.device("cpu")
 SMALL = Preprocessing(8, None)

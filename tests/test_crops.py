@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, functional
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.evaluate.crops import CropFlip, LabelledReader
 from barlowtwins.evaluate.labelled import open_labelled
-from barlowtwins.views.recipe import AugmentRecipe, draw_view, rng_for
+from barlowtwins.views.augmentation import AugmentRecipe, draw_view, rng_for
 from barlowtwins.views.twins import Rows
 
 GREY = Preprocessing(20, None, 1, (0.3,), (0.2,), "bicubic")

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data.datasets import DATASETS, default_data_root
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import Source, has_split, open_source, subset
 from barlowtwins.data.sources import ArraySource, PackedStrings
-from barlowtwins.errors import DataError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

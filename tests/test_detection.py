@@ -12,11 +12,12 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from barlowtwins.core.errors import ConfigError, WeightsError
+from barlowtwins.core.safetensors_file import write_safetensors
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.detection import detection_backbone
-from barlowtwins.errors import ConfigError, WeightsError
-from barlowtwins.model import build_backbone
-from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
+from barlowtwins.models.resnet import build_backbone
+from barlowtwins.runs.run_folder import backbone_metadata
+from barlowtwins.zoo.detection import detection_backbone
 
 SIDE = 64
 

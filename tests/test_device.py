@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from barlowtwins import device as devices
-from barlowtwins.errors import ConfigError, UsageError
+from barlowtwins.core import device as devices
+from barlowtwins.core.errors import ConfigError, UsageError
 
 HAS_CUDA = torch.cuda.is_available()
 

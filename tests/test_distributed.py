@@ -11,13 +11,13 @@ import torch.distributed as dist
 from processes import run_processes
 from torch import nn
 
-from barlowtwins.distributed import World, open_world
-from barlowtwins.errors import ConfigError
+from barlowtwins.core.batch_norm import GlobalBatchNorm
+from barlowtwins.core.distributed import World, open_world
+from barlowtwins.core.errors import ConfigError
 from barlowtwins.loss import BarlowTwinsLoss, barlow_twins_loss
-from barlowtwins.model import BarlowTwins
+from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer
-from barlowtwins.sync_norm import GlobalBatchNorm
-from barlowtwins.training.microbatch import micro_batched_backward
+from barlowtwins.train.microbatch import micro_batched_backward
 
 N = 8  # images in the global batch
 LOSS_SHAPES = {"gram": (N, 24), "cross": (N, 5)}

@@ -11,7 +11,7 @@ import pytest
 from servers import Server, file, slowly
 from weight_files import sha256
 
-from barlowtwins.errors import DownloadError
+from barlowtwins.core.errors import DownloadError
 from barlowtwins.zoo.download import download, fetch, recorded_digest
 from barlowtwins.zoo.transfer import Transfer
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from barlowtwins.errors import ConfigError
+from barlowtwins.core.errors import ConfigError
+from barlowtwins.views.augmentation import AUGMENTATIONS, UNIFORMS, AugmentRecipe, draw_views, rng_for
 from barlowtwins.views.draw import draw_batch, pack_views, uniforms_for
-from barlowtwins.views.recipe import AUGMENTATIONS, UNIFORMS, AugmentRecipe, draw_views, rng_for
 
 NUMBER = st.integers(0, 2**63 - 1)
 RECIPES = [

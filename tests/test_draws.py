@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from barlowtwins.errors import DataError
+from barlowtwins.core.errors import DataError
 from barlowtwins.evaluate.draws import balanced_draw, few_shot, held_out
 
 Labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)

@@ -14,13 +14,13 @@ import pytest
 from tiny import DIM, write_images, write_weights
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.core.errors import MissingExtraError, OutputError
+from barlowtwins.core.files import sha256_of
 from barlowtwins.data.open import open_source
 from barlowtwins.embedding.embed import EmbedResult, embed
 from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.embedding.embeddings import open_embeddings
-from barlowtwins.embedding.thumbnails import images_of
-from barlowtwins.errors import MissingExtraError, OutputError
-from barlowtwins.files import sha256_of
+from barlowtwins.reports.thumbnails import images_of
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from processes import forkserver
 from tiny import write_images, write_weights
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.core.errors import BarlowTwinsError, OutputError, RunLockedError, UsageError
+from barlowtwins.core.locks import FolderLock
 from barlowtwins.data.sources import FileSource
 from barlowtwins.embedding import embed_job
 from barlowtwins.embedding.embed import embed
-from barlowtwins.errors import BarlowTwinsError, OutputError, RunLockedError, UsageError
-from barlowtwins.lock import FolderLock
 
 ROWS, SHARD_ROWS = 25, 4  # 7 shards
 FILES = ["embeddings.npy", "index.csv", "meta.json"]

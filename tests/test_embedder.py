@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from barlowtwins.core.errors import ConfigError, DataError, TrainingError
 from barlowtwins.data.open import open_source
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embedder import Embedder, extract, unit_length
-from barlowtwins.errors import ConfigError, DataError, TrainingError
-from barlowtwins.model import build_backbone
+from barlowtwins.models.resnet import build_backbone
 
 COUNT = 9
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.embedding.embeddings import (
     FILES,
     INDEX,
@@ -26,7 +27,6 @@ from barlowtwins.embedding.embeddings import (
     write_features,
     write_index,
 )
-from barlowtwins.errors import DataError
 
 ROWS, DIM = 11, 5
 NAMES = ["plain.jpg", "with, comma.png", 'with "quotes".png', "two\nlines.png", "日本.jpg", "bytes-\udcff.jpg"]

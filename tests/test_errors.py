@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 
-from barlowtwins import errors
+from barlowtwins.core import errors
 
 KINDS = [getattr(errors, name) for name in errors.__all__]
 

@@ -12,13 +12,13 @@ from torch import nn
 from training import equal, tiny
 
 from barlowtwins.cli import main
+from barlowtwins.core.distributed import World
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import open_source
-from barlowtwins.distributed import World
-from barlowtwins.model import BarlowTwins
-from barlowtwins.pretrain import build_model, pretrain
-from barlowtwins.recipes import Settings, resolve
-from barlowtwins.training.estimate import Estimate, Memory, estimate, estimate_run, saved_bytes
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.train.estimate import Estimate, Memory, estimate, estimate_run, saved_bytes
+from barlowtwins.train.pretrain import build_model, pretrain
+from barlowtwins.train.recipes import Settings, resolve
 
 SETTINGS = resolve(tiny(Path("run")), channels=3, size=(32, 32))
 CPU = torch.device("cpu")
@@ -26,8 +26,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("barlowtwins.training.estimate.STEPS", 1)
-    monkeypatch.setattr("barlowtwins.training.estimate.WARM_UP", 0)
+    monkeypatch.setattr("barlowtwins.train.estimate.STEPS", 1)
+    monkeypatch.setattr("barlowtwins.train.estimate.WARM_UP", 0)
 
 
 def estimated(model: BarlowTwins, settings: Settings = SETTINGS, **changes: object) -> Estimate:
@@ -94,13 +94,13 @@ def test_where_a_batch_is_too_much_a_part_of_it_is_measured(monkeypatch: pytest.
     whole = estimated(model, settings)
     assert (whole.images, whole.timed_images) == (32, 32)
     # Half of what is free may be used.
-    monkeypatch.setattr("barlowtwins.training.estimate._free_memory", lambda: whole.memory.activations)
+    monkeypatch.setattr("barlowtwins.train.estimate._free_memory", lambda: whole.memory.activations)
     part = estimated(model, settings)
     assert 4 <= part.timed_images <= 16
     assert part.memory.activations == pytest.approx(whole.memory.activations, rel=0.05)
     assert part.memory.input == whole.memory.input
     monkeypatch.undo()
-    monkeypatch.setattr("barlowtwins.training.estimate.SECONDS", 1e-6)
+    monkeypatch.setattr("barlowtwins.train.estimate.SECONDS", 1e-6)
     assert estimated(model, settings).timed_images == 4
 
 

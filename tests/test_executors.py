@@ -11,12 +11,12 @@ from PIL import Image
 from tiny import write_images
 from training import log, outcome, tiny
 
+from barlowtwins.core.errors import CheckpointError
 from barlowtwins.data.open import Source, open_source, subset
-from barlowtwins.errors import CheckpointError
-from barlowtwins.pretrain import pretrain
-from barlowtwins.training.checkpoint import load_newest
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.runs.checkpoint import load_newest
+from barlowtwins.train.pretrain import pretrain
 from barlowtwins.views.executors import CropReader, Executor, with_channels
+from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows, TwinBatch, TwinReader, plan_batches
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

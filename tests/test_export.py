@@ -19,9 +19,9 @@ from weight_files import backbone_state, equal, saved
 
 from barlowtwins.cli import main
 from barlowtwins.config import ExportConfig
+from barlowtwins.core.errors import MissingExtraError, OutputError, WeightsError
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.errors import MissingExtraError, OutputError, WeightsError
-from barlowtwins.zoo.convert import WRITERS
+from barlowtwins.zoo.conversion import WRITERS
 from barlowtwins.zoo.export import ExportResult, _compare, export
 from barlowtwins.zoo.weights import load_weights
 

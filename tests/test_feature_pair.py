@@ -12,10 +12,10 @@ from tiny import write_images, write_weights
 
 from barlowtwins.cli import main
 from barlowtwins.config import EmbedConfig, KNNConfig
+from barlowtwins.core.errors import ConfigError, DataError, OutputError
 from barlowtwins.data.open import open_source
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
-from barlowtwins.errors import ConfigError, DataError, OutputError
 from barlowtwins.evaluate import evaluate_knn, knn_accuracy
 
 

@@ -10,9 +10,9 @@ import tiny
 from sklearn.neighbors import KNeighborsClassifier
 
 from barlowtwins.config import KNNConfig
+from barlowtwins.core.errors import DataError
 from barlowtwins.data.open import open_source
 from barlowtwins.embedding.embedder import load_embedder
-from barlowtwins.errors import DataError
 from barlowtwins.evaluate.draws import few_shot
 from barlowtwins.evaluate.fewshot import few_shot_accuracy
 from barlowtwins.evaluate.knn import evaluate_knn

@@ -9,8 +9,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from barlowtwins.looking.charts import MOST_POINTS, Chart, Series, charts, spectrum_chart, thinned
-from barlowtwins.looking.figures import correlation_pixels, draw, tick
+from barlowtwins.reports.charts import MOST_POINTS, Chart, Series, charts, spectrum_chart, thinned
+from barlowtwins.reports.figures import correlation_pixels, draw, tick
 
 RECORDS = [
     {"step": 0, "epoch": 0, "effective_rank": 9.0, "rank_limit": 32, "feature_deviation": 0.3},

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from barlowtwins import files
-from barlowtwins.errors import OutputError
+from barlowtwins.core import files
+from barlowtwins.core.errors import OutputError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork, SIGKILL and file-size limits are of POSIX")
 

@@ -28,10 +28,11 @@ from weight_files import (
     vissl_checkpoint,
 )
 
-from barlowtwins.errors import WeightsError
+from barlowtwins.core.errors import WeightsError
 from barlowtwins.loss import BarlowTwinsLoss
-from barlowtwins.model import BACKBONES, BarlowTwins, build_backbone
-from barlowtwins.training.checkpoint import Checkpoint, save_checkpoint
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.models.resnet import BACKBONES, build_backbone
+from barlowtwins.runs.checkpoint import Checkpoint, save_checkpoint
 from barlowtwins.zoo.formats import FORMATS, match_keys, take_apart
 from barlowtwins.zoo.registry import registry
 from barlowtwins.zoo.safe_load import Contents, read_weight_file

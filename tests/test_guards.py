@@ -10,13 +10,13 @@ import pytest
 import torch
 from training import full_disk
 
+from barlowtwins.core.distributed import World
+from barlowtwins.core.errors import TrainingError
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import open_source
-from barlowtwins.distributed import World
-from barlowtwins.errors import TrainingError
-from barlowtwins.model import BarlowTwins
-from barlowtwins.training.guards import FiniteGuard, is_out_of_memory, require_finite_weights, require_readable
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.runs.guards import FiniteGuard, is_out_of_memory, require_finite_weights, require_readable
+from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows, TwinBatch, TwinReader
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -30,11 +30,11 @@ from weight_files import (
     twins_state,
 )
 
+from barlowtwins.core.errors import ConfigError, WeightsError
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.hub import barlow_twins, embedder, preprocess, resnet18, resnet50
-from barlowtwins.model import BarlowTwins
-from barlowtwins.training.run import RunFolder
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 REPO = "OWNER/barlowtwins:v0.1.0"

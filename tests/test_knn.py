@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from barlowtwins.errors import ConfigError, DataError
-from barlowtwins.evaluate.knn import knn_accuracy, knn_predict, votes
+from barlowtwins.core.errors import ConfigError, DataError
+from barlowtwins.metrics.knn import knn_accuracy, knn_predict, votes
 
 CLASSES = 7
 

@@ -20,14 +20,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from barlowtwins.config import ClassifyConfig, EmbedConfig, LinearConfig
+from barlowtwins.core.errors import ConfigError, DataError, OutputError, StoppedEarly
 from barlowtwins.data.open import open_source
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
-from barlowtwins.errors import ConfigError, DataError, OutputError, StoppedEarly
 from barlowtwins.evaluate.classify import classify
 from barlowtwins.evaluate.linear import MEMORY, _allowed_memory, evaluate_linear, fit_head, fit_linear
-from barlowtwins.evaluate.logistic import L2_GRID
-from barlowtwins.zoo.head import load_head, save_head
+from barlowtwins.metrics.logistic import L2_GRID
+from barlowtwins.zoo.heads import load_head, save_head
 
 DATA = "shapes:400"
 

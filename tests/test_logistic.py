@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from barlowtwins.errors import ConfigError
-from barlowtwins.evaluate.logistic import L2_GRID, fit_logistic, fit_path, sweep
+from barlowtwins.core.errors import ConfigError
+from barlowtwins.metrics.logistic import L2_GRID, fit_logistic, fit_path, sweep
 
 CLASSES, WIDTH = 5, 12
 

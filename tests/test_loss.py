@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from barlowtwins.errors import ConfigError
+from barlowtwins.core.errors import ConfigError
 from barlowtwins.loss import (
     STRIP,
     BarlowTwinsLoss,

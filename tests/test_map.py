@@ -17,7 +17,7 @@ from barlowtwins.cli import main
 from barlowtwins.config import MapConfig
 from barlowtwins.data.shapes import draw_shapes
 from barlowtwins.embedding.embeddings import IndexRow, write_index
-from barlowtwins.looking.map import map as draw_map
+from barlowtwins.reports.map import map as draw_map
 
 N, D = 60, 16
 KINDS = ("</script><script>window.hacked=1</script>", "\"quote\" & 'other' <b>", "long " * 60)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from barlowtwins.model import BarlowTwins
-from barlowtwins.training.microbatch import micro_batched_backward
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.train.microbatch import micro_batched_backward
 
 N = 12
 

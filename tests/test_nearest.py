@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from barlowtwins.embedding.nearest import nearest, unit_rows
-from barlowtwins.errors import ConfigError, DataError
+from barlowtwins.core.errors import ConfigError, DataError
+from barlowtwins.metrics.nearest import nearest, unit_rows
 
 
 def cosines(bank: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -14,12 +14,12 @@ from tiny import write_images, write_weights
 from torch import nn
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.core.errors import ConfigError, MissingExtraError, OutputError, WeightsError
 from barlowtwins.embedding import onnx_runtime
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.embedding.onnx_runtime import PARITY, graph_path, onnx_program
 from barlowtwins.embedding.parity import parity
-from barlowtwins.errors import ConfigError, MissingExtraError, OutputError, WeightsError
 from barlowtwins.zoo.weights import load_weights
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")

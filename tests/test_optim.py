@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from barlowtwins.errors import ConfigError
-from barlowtwins.model import BarlowTwins
+from barlowtwins.core.errors import ConfigError
+from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import LARS, build_optimizer, learning_rate_factor, parameter_groups
 
 

@@ -21,7 +21,7 @@ from training import wait_until
 
 from barlowtwins.config import MapConfig
 from barlowtwins.embedding.embeddings import IndexRow
-from barlowtwins.looking.map import map as draw_map
+from barlowtwins.reports.map import map as draw_map
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 N, D = 40, 8

@@ -14,8 +14,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, as_image, preprocess, to_tensor
-from barlowtwins.errors import ConfigError, DataError
 
 
 def draw(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -20,15 +20,22 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import equal, log, outcome, steps, tiny, uninterrupted
 
+from barlowtwins.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    OutputError,
+    StoppedEarly,
+    WeightsError,
+)
 from barlowtwins.data.open import open_source
-from barlowtwins.errors import CheckpointError, ConfigError, DataError, OutputError, StoppedEarly, WeightsError
 from barlowtwins.loss import off_diagonal_floor
 from barlowtwins.optim import learning_rate_factor
-from barlowtwins.pretrain import Plan, build_model, plan_run, pretrain
-from barlowtwins.recipes import resolve
-from barlowtwins.training.checkpoint import list_checkpoints, load_checkpoint, load_newest
-from barlowtwins.training.guards import FiniteGuard
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.runs.checkpoint import list_checkpoints, load_checkpoint, load_newest
+from barlowtwins.runs.guards import FiniteGuard
+from barlowtwins.train.pretrain import Plan, build_model, plan_run, pretrain
+from barlowtwins.train.recipes import resolve
+from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import epoch_order
 from barlowtwins.zoo.weights import load_weights
 
@@ -163,7 +170,9 @@ def test_a_step_reads_nothing_back_but_the_verdict_on_the_one_before(
                 super().settle()
                 mode.settling = False
 
-        monkeypatch.setattr(sys.modules["barlowtwins.pretrain"], "FiniteGuard", functools.partial(Late, late=True))
+        monkeypatch.setattr(
+            sys.modules["barlowtwins.train.pretrain"], "FiniteGuard", functools.partial(Late, late=True)
+        )
         data = {"data": "shapes:160", "optimizer": "lars", "micro_batch_size": micro}
         with mode:
             pretrain(tiny(tmp_path / str(steps), **data, epochs=1, val="none", log_every=1000, max_steps=steps))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from barlowtwins.printing import data_size, plain, plural, render, table
+from barlowtwins.core.printing import data_size, plain, plural, render, table
 from barlowtwins.zoo.export import ExportResult
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from barlowtwins.progress import Progress, say
+from barlowtwins.core.progress import Progress, say
 
 JOB = """
 import time

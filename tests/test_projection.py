@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from barlowtwins.looking.projection import REDUCED, cluster, pca, project
-from barlowtwins.progress import Progress
+from barlowtwins.core.progress import Progress
+from barlowtwins.reports.projection import REDUCED, cluster, pca, project
 
 
 def blobs(n: int = 300, d: int = 24, kinds: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -33,21 +33,9 @@ from barlowtwins.config import (
     NeighboursConfig,
     WeightsConvertConfig,
 )
-from barlowtwins.data.batches import ranges
-from barlowtwins.data.datasets import _read_idx as read_idx
-from barlowtwins.data.open import open_source
-from barlowtwins.data.preprocess import Preprocessing, as_image, check_normalization
-from barlowtwins.data.tars import _read_index as read_tar
-from barlowtwins.detection import detection_backbone
-from barlowtwins.device import resolve_precision
-from barlowtwins.distributed import World
-from barlowtwins.embedding.embed import _wait_for_others, embed
-from barlowtwins.embedding.embed_job import _read as read_job
-from barlowtwins.embedding.embedder import Embedder, load_embedder
-from barlowtwins.embedding.embeddings import open_embeddings, require_format
-from barlowtwins.embedding.ray_embed import _connect, _embed_shard, _result, require_ray
-from barlowtwins.embedding.shards import Shard
-from barlowtwins.errors import (
+from barlowtwins.core.device import resolve_precision
+from barlowtwins.core.distributed import World
+from barlowtwins.core.errors import (
     BarlowTwinsError,
     ConfigError,
     DataError,
@@ -58,32 +46,45 @@ from barlowtwins.errors import (
     TrainingError,
     WeightsError,
 )
+from barlowtwins.core.locks import FolderLock
+from barlowtwins.core.safetensors_file import write_safetensors
+from barlowtwins.data.batches import ranges
+from barlowtwins.data.datasets import _read_idx as read_idx
+from barlowtwins.data.open import open_source
+from barlowtwins.data.preprocess import Preprocessing, as_image, check_normalization
+from barlowtwins.data.tars import _read_index as read_tar
+from barlowtwins.embedding.embed import _wait_for_others, embed
+from barlowtwins.embedding.embed_job import _read as read_job
+from barlowtwins.embedding.embedder import Embedder, load_embedder
+from barlowtwins.embedding.embeddings import open_embeddings, require_format
+from barlowtwins.embedding.ray_embed import _connect, _embed_shard, _result, require_ray
+from barlowtwins.embedding.shards import Shard
 from barlowtwins.evaluate import evaluate_linear
 from barlowtwins.evaluate.features import extract_features
-from barlowtwins.evaluate.job import _read as read_evaluation
-from barlowtwins.evaluate.knn import knn_predict
 from barlowtwins.evaluate.multilabel import open_multilabel
 from barlowtwins.evaluate.protocols import FINE_TUNING, learning_rate
 from barlowtwins.evaluate.semi import listed_images
-from barlowtwins.evaluate.supervised import _readers_may_be_stopped_too
-from barlowtwins.lock import FolderLock
-from barlowtwins.looking.map import map
-from barlowtwins.looking.neighbours import neighbours
-from barlowtwins.looking.projection import project
-from barlowtwins.looking.sheets import augment
+from barlowtwins.evaluate.supervised_loop import _readers_may_be_stopped_too
 from barlowtwins.loss import barlow_twins_loss
-from barlowtwins.model import build_backbone, feature_width, recognize_backbone
-from barlowtwins.timm_backbone import build_timm
-from barlowtwins.training.tracking import TensorBoard
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.metrics.knn import knn_predict
+from barlowtwins.models.resnet import build_backbone, feature_width, recognize_backbone
+from barlowtwins.models.timm import build_timm
+from barlowtwins.reports.map import map
+from barlowtwins.reports.neighbors import neighbours
+from barlowtwins.reports.projection import project
+from barlowtwins.reports.sheets import augment
+from barlowtwins.runs.job_folder import _read as read_evaluation
+from barlowtwins.runs.run_folder import backbone_metadata
+from barlowtwins.train.trackers import TensorBoard
+from barlowtwins.views.transform import TwinTransform
 from barlowtwins.zoo import safe_load
-from barlowtwins.zoo.convert import weights_convert, write_as
+from barlowtwins.zoo.conversion import weights_convert, write_as
+from barlowtwins.zoo.detection import detection_backbone
 from barlowtwins.zoo.download import check_digest, download
 from barlowtwins.zoo.export import export
-from barlowtwins.zoo.head import load_classifier, load_head
+from barlowtwins.zoo.heads import load_classifier, load_head
 from barlowtwins.zoo.locate import _located_file
 from barlowtwins.zoo.safe_load import _parse_header as parse_header, read_weight_file
-from barlowtwins.zoo.safe_save import backbone_metadata, write_safetensors
 from barlowtwins.zoo.transfer import Transfer
 from barlowtwins.zoo.weights import load_weights
 

@@ -25,7 +25,7 @@ from servers import Server, file
 
 from barlowtwins.cli import COMMANDS, main
 from barlowtwins.data.shapes import draw_shapes
-from barlowtwins.model import build_backbone
+from barlowtwins.models.resnet import build_backbone
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -12,12 +12,21 @@ import pytest
 from hypothesis import given, strategies as st
 
 from barlowtwins.config import PretrainConfig
-from barlowtwins.errors import ConfigError
-from barlowtwins.model import BACKBONES, STEMS, parse_projector
+from barlowtwins.core.errors import ConfigError
+from barlowtwins.models.barlow_twins import parse_projector
+from barlowtwins.models.resnet import BACKBONES, STEMS
 from barlowtwins.optim import build_optimizer
-from barlowtwins.pretrain import build_model, plan_run
-from barlowtwins.recipes import FIELDS, Settings, load_recipe, recipe_for, recipe_names, record, resolve
-from barlowtwins.views.augment import AUGMENTATIONS, TwinTransform
+from barlowtwins.train.pretrain import build_model, plan_run
+from barlowtwins.train.recipes import (
+    FIELDS,
+    Settings,
+    load_recipe,
+    recipe_for,
+    recipe_names,
+    record,
+    resolve,
+)
+from barlowtwins.views.transform import AUGMENTATIONS, TwinTransform
 
 # What each recipe was written for: data, channels, size of the images, how many.
 MADE_FOR: dict[str, tuple[str, int, tuple[int, int] | None, int]] = {

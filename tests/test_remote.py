@@ -13,11 +13,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from test_tars import keys, png, shades, write_tar
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data import remote
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import open_source
 from barlowtwins.data.remote import expand, is_url
-from barlowtwins.errors import DataError
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ import torch
 from training import tiny
 
 from barlowtwins.config import PretrainConfig
+from barlowtwins.core.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.errors import CheckpointError, ConfigError, OutputError, WeightsError
-from barlowtwins.model import BarlowTwins, build_backbone
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.models.resnet import build_backbone
 from barlowtwins.optim import build_optimizer
-from barlowtwins.recipes import record, resolve
-from barlowtwins.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from barlowtwins.training.resume import MATHS, SHAPES, find_checkpoint, initialize, restore
-from barlowtwins.training.run import RunFolder
+from barlowtwins.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from barlowtwins.runs.run_folder import RunFolder
+from barlowtwins.train.recipes import record, resolve
+from barlowtwins.train.resume import MATHS, SHAPES, find_checkpoint, initialize, restore
 
 DATA = {"images": 64, "fingerprint": "0123456789abcdef"}
 OTHER_DATA = {"images": 48, "fingerprint": "fedcba9876543210"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from barlowtwins.core.errors import ConfigError
 from barlowtwins.embedding import compiled, onnx_runtime
 from barlowtwins.embedding.runtime import require_runtime, what_pays
-from barlowtwins.errors import ConfigError
 
 CPU, GPU, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 FEW, MANY = onnx_runtime.WORTH, compiled.WORTH

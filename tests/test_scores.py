@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, strategies as st
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from barlowtwins.errors import DataError
-from barlowtwins.evaluate.scores import Scores, Tally, wilson_interval
-from barlowtwins.printing import plain
+from barlowtwins.core.errors import DataError
+from barlowtwins.core.printing import plain
+from barlowtwins.metrics.scores import Scores, Tally, wilson_interval
 
 NAMES = tuple("abcdefgh")
 

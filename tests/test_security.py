@@ -21,12 +21,12 @@ FORBIDDEN = {
 """Calls, by their dotted names. (`Module.eval()` is called on an object, not by this name.)"""
 NEEDED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 """Calls, and the argument that each of them must have."""
-PICKLE_WRITERS = {"barlowtwins/zoo/convert.py"}
+PICKLE_WRITERS = {"barlowtwins/zoo/conversion.py"}
 """detectron2's format is a pickle."""
 ALLOWED = {
     ("__init__.py", "exec"): "the package's own file, for a Python that was started beside the clone",
     ("__init__.py", "compile"): "the same",
-    ("barlowtwins/demo.py", "torch.hub.load"): "what the demo has just trained, from this very clone",
+    ("barlowtwins/shapes_demo.py", "torch.hub.load"): "what the demo has just trained, from this very clone",
     ("barlowtwins/zoo/export.py", "torch.jit.load"): "the program that it has just written, to compare features",
 }
 LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])")

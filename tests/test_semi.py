@@ -12,8 +12,8 @@ import tiny
 from servers import Server, file
 
 from barlowtwins.config import FinetuneConfig, SemiConfig
+from barlowtwins.core.errors import DataError, DownloadError, UsageError
 from barlowtwins.data.sources import FileSource
-from barlowtwins.errors import DataError, DownloadError, UsageError
 from barlowtwins.evaluate.finetune import evaluate_finetune
 from barlowtwins.evaluate.labelled import Labelled, open_labelled
 from barlowtwins.evaluate.semi import (

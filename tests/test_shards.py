@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny import DIM, write_images, write_weights
 
+from barlowtwins.core.errors import OutputError
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import Source
 from barlowtwins.embedding.embedder import Embedder, load_embedder
 from barlowtwins.embedding.shards import embed_shards, plan_shards, read_failures, read_features
-from barlowtwins.errors import OutputError
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from tiny import write_images, write_weights
 from barlowtwins.cli import main
 from barlowtwins.config import AugmentConfig
 from barlowtwins.data.open import open_source
-from barlowtwins.looking.sheets import SIDE, augment, describe
-from barlowtwins.looking.tiles import GAP, LINE, MARGIN, Tile, draw_sheet
-from barlowtwins.views.augment import TwinTransform
-from barlowtwins.views.augment_pillow import apply_view
-from barlowtwins.views.recipe import Jitter, ViewParameters, augmentation, draw_views, rng_for
+from barlowtwins.reports.sheets import SIDE, augment, describe
+from barlowtwins.reports.tiles import GAP, LINE, MARGIN, Tile, draw_sheet
+from barlowtwins.views.augmentation import Jitter, ViewParameters, augmentation, draw_views, rng_for
+from barlowtwins.views.pillow import apply_view
+from barlowtwins.views.transform import TwinTransform
 
 
 def tile(sheet: Image.Image, row_top: int, column: int, side: int) -> np.ndarray:

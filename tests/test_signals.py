@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from barlowtwins.signals import StopSignals
+from barlowtwins.core.signals import StopSignals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 

@@ -16,8 +16,8 @@ from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
 from barlowtwins.config import SVMConfig
+from barlowtwins.core.errors import ConfigError, DataError, MissingExtraError
 from barlowtwins.embedding.embedder import load_embedder, unit_length
-from barlowtwins.errors import ConfigError, DataError, MissingExtraError
 from barlowtwins.evaluate.multilabel import open_multilabel
 from barlowtwins.evaluate.svm import average_precision, evaluate_svm, fit_svm
 

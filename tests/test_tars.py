@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from tiny import TINY
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data.batches import open_batches, ranges
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import Source, open_source
-from barlowtwins.errors import DataError
 
 
 def png(shade: int) -> bytes:

@@ -14,12 +14,13 @@ from training import tiny
 from weight_files import backbone_state, equal, saved
 
 from barlowtwins.config import ExportConfig, WeightsConvertConfig
+from barlowtwins.core.errors import ConfigError, WeightsError
 from barlowtwins.embedding.embedder import load_embedder
-from barlowtwins.errors import ConfigError, WeightsError
 from barlowtwins.hub import resnet50
-from barlowtwins.model import BarlowTwins, build_backbone, feature_width
-from barlowtwins.pretrain import pretrain
-from barlowtwins.zoo.convert import weights_convert
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.models.resnet import build_backbone, feature_width
+from barlowtwins.train.pretrain import pretrain
+from barlowtwins.zoo.conversion import weights_convert
 from barlowtwins.zoo.export import export
 from barlowtwins.zoo.weights import load_weights
 

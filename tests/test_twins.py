@@ -13,7 +13,7 @@ from PIL import Image
 
 from barlowtwins.data.batches import read_ahead
 from barlowtwins.data.images import Unreadable
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows, TwinBatch, TwinReader, epoch_order, plan_batches
 
 

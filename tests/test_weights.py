@@ -12,10 +12,10 @@ from servers import Server, file
 from weight_files import TINY, backbone_state, equal, record, saved, sha256, twins_state, write_registry
 
 from barlowtwins.config import WeightsGetConfig, WeightsListConfig, WeightsShowConfig, WeightsVerifyConfig
+from barlowtwins.core.errors import WeightsError
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.errors import WeightsError
-from barlowtwins.model import BarlowTwins
-from barlowtwins.training.run import RunFolder
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.runs.run_folder import RunFolder
 from barlowtwins.zoo.commands import weights_get, weights_list, weights_show, weights_verify
 from barlowtwins.zoo.registry import registry, registry_folder
 from barlowtwins.zoo.weights import load_backbone, load_weights

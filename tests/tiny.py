@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.model import build_backbone
+from barlowtwins.models.resnet import build_backbone
 
 TINY = Preprocessing(image_size=8, resize=None)
 DIM = 256

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from barlowtwins.config import PretrainConfig
-from barlowtwins.pretrain import pretrain
+from barlowtwins.train.pretrain import pretrain
 
-torch.set_num_threads(1)  # as the processes of `nursery`: sums depend on how they are shared out
+torch.set_num_threads(1)  # as the processes of `pool`: sums depend on how they are shared out
 
 TINY = PretrainConfig(
     "shapes:64",

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from barlowtwins.model import BarlowTwins, build_backbone
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.models.resnet import build_backbone
 
 TINY = "resnet10_x0_5"  # 5 MB, where the architecture does not matter
 

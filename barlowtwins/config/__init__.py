@@ -15,7 +15,6 @@ from barlowtwins.config.evaluation import (
     SemiConfig,
     SVMConfig,
 )
-from barlowtwins.config.looking import AugmentConfig, MapConfig, ReportConfig
 from barlowtwins.config.pretraining import DemoConfig, PretrainConfig
 from barlowtwins.config.registry import (
     ExportConfig,
@@ -25,6 +24,7 @@ from barlowtwins.config.registry import (
     WeightsShowConfig,
     WeightsVerifyConfig,
 )
+from barlowtwins.config.reports import AugmentConfig, MapConfig, ReportConfig
 
 __all__ = [
     "AugmentConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from barlowtwins.errors import UsageError
+from barlowtwins.core.errors import UsageError
 
 __all__ = ["part_of", "require"]
 

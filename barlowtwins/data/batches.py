@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import ImageLike, Preprocessing
-from barlowtwins.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from barlowtwins.core.errors import DataError
+from barlowtwins.core.progress import say
 from barlowtwins.data.images import IMAGE_SUFFIXES, Unreadable, read_array
 from barlowtwins.data.listing import top_folders
 from barlowtwins.data.sources import Source, number_classes
-from barlowtwins.errors import DataError
-from barlowtwins.progress import say
 
 __all__ = ["PREFIX", "ChannelSource", "open_channels", "scale_to_levels"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from barlowtwins.config import CheckConfig
+from barlowtwins.core.device import default_workers
+from barlowtwins.core.progress import Progress
 from barlowtwins.data.batches import ranges, read_ahead
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import Source, open_source
-from barlowtwins.device import default_workers
-from barlowtwins.progress import Progress
 
 __all__ = ["CheckResult", "check"]
 

@@ -29,10 +29,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data import shapes
 from barlowtwins.data.listing import list_folder
 from barlowtwins.data.sources import ArraySource, FileSource, Source
-from barlowtwins.errors import DataError
 
 __all__ = ["DATASETS", "Dataset", "default_data_root", "open_dataset"]
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from barlowtwins.core.errors import MissingExtraError
 from barlowtwins.data.images import MAX_PIXELS, Unreadable, read_image, upright
-from barlowtwins.errors import MissingExtraError
 
 __all__ = ["read_pixels", "require_simplejpeg"]
 

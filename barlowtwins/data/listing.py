@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data.images import IMAGE_SUFFIXES
-from barlowtwins.errors import DataError
 
 __all__ = ["list_folder", "read_list", "top_folders"]
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data.channels import PREFIX, open_channels
 from barlowtwins.data.datasets import DATASETS, open_dataset
 from barlowtwins.data.images import IMAGE_SUFFIXES
@@ -36,7 +37,6 @@ from barlowtwins.data.listing import LIST_SUFFIXES, list_folder, read_list, top_
 from barlowtwins.data.remote import UrlSource, is_url
 from barlowtwins.data.sources import ArraySource, FileSource, ItemSource, Source, SubsetSource
 from barlowtwins.data.tars import TarSource, is_tar
-from barlowtwins.errors import DataError
 
 __all__ = ["Source", "has_split", "open_source", "subset"]
 

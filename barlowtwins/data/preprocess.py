@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.images import Unreadable, read_image, to_rgb
-from barlowtwins.errors import ConfigError, DataError
 
 __all__ = [
     "IMAGENET_MEAN",

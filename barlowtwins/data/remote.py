@@ -21,10 +21,10 @@ from typing import IO, Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from barlowtwins.core.errors import DataError, MissingExtraError
 from barlowtwins.data.images import IMAGE_SUFFIXES, Unreadable, read_image
 from barlowtwins.data.listing import top_folders
 from barlowtwins.data.sources import PackedStrings, Source, number_classes
-from barlowtwins.errors import DataError, MissingExtraError
 
 __all__ = ["UrlSource", "expand", "is_url", "matching", "open_file", "read_bytes", "read_range"]
 

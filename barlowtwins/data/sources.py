@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data.images import Unreadable, read_image, to_rgb
-from barlowtwins.errors import DataError
 
 __all__ = ["ArraySource", "FileSource", "ItemSource", "Source", "SubsetSource", "number_classes"]
 

@@ -28,11 +28,11 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data.images import IMAGE_SUFFIXES, Unreadable, read_image
 from barlowtwins.data.listing import top_folders
 from barlowtwins.data.remote import absolute, fingerprint_of, is_hidden, matching, named, open_file, read_range
 from barlowtwins.data.sources import PackedStrings, Source, number_classes
-from barlowtwins.errors import DataError
 
 __all__ = ["TarSource", "is_tar"]
 

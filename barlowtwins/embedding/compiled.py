@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from barlowtwins.core.device import autocast
+from barlowtwins.core.errors import WeightsError
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.device import autocast
 from barlowtwins.embedding.parity import parity
-from barlowtwins.errors import WeightsError
 
 __all__ = ["PARITY", "WORTH", "compiled_program"]
 

@@ -18,18 +18,18 @@ from typing import Any
 
 from barlowtwins.config import EmbedConfig
 from barlowtwins.config.rules import part_of
+from barlowtwins.core.device import default_workers
+from barlowtwins.core.distributed import open_world
+from barlowtwins.core.errors import ConfigError, DataError, RunLockedError, StoppedEarly
+from barlowtwins.core.printing import plural
+from barlowtwins.core.progress import Progress, say
+from barlowtwins.core.signals import StopSignals
 from barlowtwins.data.open import has_split, open_source
-from barlowtwins.device import default_workers
-from barlowtwins.distributed import open_world
 from barlowtwins.embedding.embed_job import EmbedJob, runtime_of
 from barlowtwins.embedding.embedder import extract, load_embedder
 from barlowtwins.embedding.embeddings import INDEX, require_format
 from barlowtwins.embedding.ray_embed import embed_on_ray, require_ray
 from barlowtwins.embedding.shards import SHARD_ROWS, Shard, embed_shards
-from barlowtwins.errors import ConfigError, DataError, RunLockedError, StoppedEarly
-from barlowtwins.printing import plural
-from barlowtwins.progress import Progress, say
-from barlowtwins.signals import StopSignals
 
 __all__ = ["EmbedResult", "embed", "extract"]
 

@@ -27,6 +27,9 @@ import torch
 import torchvision
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.core.errors import OutputError, RunLockedError
+from barlowtwins.core.files import atomic_write, sweep_partial, write_json
+from barlowtwins.core.locks import FolderLock
 from barlowtwins.data.open import has_split
 from barlowtwins.data.sources import Source
 from barlowtwins.embedding.embedder import Embedder
@@ -42,9 +45,6 @@ from barlowtwins.embedding.embeddings import (
     write_index,
 )
 from barlowtwins.embedding.shards import Shard, plan_shards, read_failures, read_features
-from barlowtwins.errors import OutputError, RunLockedError
-from barlowtwins.files import atomic_write, sweep_partial, write_json
-from barlowtwins.lock import FolderLock
 from barlowtwins.version import __version__
 from barlowtwins.zoo.registry import registry
 

@@ -19,6 +19,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from barlowtwins.core.device import autocast, default_workers, resolve_device, resolve_precision
+from barlowtwins.core.errors import DataError, TrainingError
+from barlowtwins.core.progress import Progress
 from barlowtwins.data.batches import Batch, Readable, open_batches, ranges
 from barlowtwins.data.images import Unreadable, read_image
 from barlowtwins.data.open import open_source
@@ -26,10 +29,7 @@ from barlowtwins.data.preprocess import ImageLike, Preprocessing, as_image
 from barlowtwins.data.remote import UrlSource
 from barlowtwins.data.sources import FileSource, ItemSource, Source
 from barlowtwins.data.tars import TarSource
-from barlowtwins.device import autocast, default_workers, resolve_device, resolve_precision
 from barlowtwins.embedding.runtime import Runtime, choose_runtime, require_runtime
-from barlowtwins.errors import DataError, TrainingError
-from barlowtwins.progress import Progress
 from barlowtwins.zoo.weights import load_weights
 
 __all__ = ["Embedder", "Images", "Rows", "extract", "load_embedder", "unit_length"]

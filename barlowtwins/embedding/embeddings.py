@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from barlowtwins.errors import DataError, MissingExtraError
+from barlowtwins.core.errors import DataError, MissingExtraError
 
 __all__ = [
     "FILES",

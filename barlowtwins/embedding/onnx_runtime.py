@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from barlowtwins.core.device import usable_cores
+from barlowtwins.core.errors import MissingExtraError, OutputError, WeightsError
+from barlowtwins.core.files import sweep_partial, write_bytes, write_text
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.device import usable_cores
 from barlowtwins.embedding.parity import parity
-from barlowtwins.errors import MissingExtraError, OutputError, WeightsError
-from barlowtwins.files import sweep_partial, write_bytes, write_text
 from barlowtwins.version import __version__
 from barlowtwins.zoo.export import INPUT, OUTPUT, to_onnx
 from barlowtwins.zoo.locate import cache_folder

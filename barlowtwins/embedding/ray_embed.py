@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from barlowtwins.core.errors import BarlowTwinsError, DataError, MissingExtraError, WeightsError
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embed_job import EmbedJob, findable
 from barlowtwins.embedding.embedder import Embedder, load_embedder
 from barlowtwins.embedding.shards import Shard, embed_shards, read_failures
-from barlowtwins.errors import BarlowTwinsError, DataError, MissingExtraError, WeightsError
 
 if TYPE_CHECKING:
     from barlowtwins.data.sources import Source

@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from barlowtwins.core.errors import ConfigError, WeightsError
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding import compiled, onnx_runtime
-from barlowtwins.errors import ConfigError, WeightsError
 
 __all__ = ["Runtime", "choose_runtime", "require_runtime", "what_pays"]
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from barlowtwins.core.errors import OutputError
+from barlowtwins.core.files import atomic_write
 from barlowtwins.data.batches import STALL, open_batches, ranges
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.sources import Source
 from barlowtwins.embedding.embedder import Embedder, Rows, unit_length
-from barlowtwins.errors import OutputError
-from barlowtwins.files import atomic_write
 
 __all__ = ["SHARD_ROWS", "Shard", "embed_shards", "plan_shards", "read_failures", "read_features"]
 

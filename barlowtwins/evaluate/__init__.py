@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from barlowtwins.evaluate.fewshot import FewShot
 from barlowtwins.evaluate.finetune import evaluate_finetune
-from barlowtwins.evaluate.knn import Accuracy, KNNResult, evaluate_knn, knn_accuracy, knn_predict
+from barlowtwins.evaluate.knn import KNNResult, evaluate_knn
 from barlowtwins.evaluate.linear import evaluate_linear, fit_head
 from barlowtwins.evaluate.results import EvaluationResult
-from barlowtwins.evaluate.scores import Scores
 from barlowtwins.evaluate.semi import evaluate_semi
 from barlowtwins.evaluate.svm import SVMResult, evaluate_svm
+from barlowtwins.metrics.knn import Accuracy, knn_accuracy, knn_predict
+from barlowtwins.metrics.scores import Scores
 
 __all__ = [
     "Accuracy",

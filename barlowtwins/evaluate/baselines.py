@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from barlowtwins.core.errors import DataError
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.data.sources import Source
 from barlowtwins.embedding.embedder import Embedder, load_embedder
-from barlowtwins.errors import DataError
-from barlowtwins.model import build_backbone
+from barlowtwins.models.resnet import build_backbone
 from barlowtwins.zoo.weights import load_weights
 
 __all__ = ["open_embedder", "pixel_embedder", "random_embedder"]

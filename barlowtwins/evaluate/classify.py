@@ -23,20 +23,20 @@ import numpy as np
 import torch
 
 from barlowtwins.config import ClassifyConfig
+from barlowtwins.core.device import default_workers
+from barlowtwins.core.distributed import open_world
+from barlowtwins.core.errors import OutputError
+from barlowtwins.core.files import atomic_write
+from barlowtwins.core.printing import plural
 from barlowtwins.data.open import Source, open_source
-from barlowtwins.device import default_workers
-from barlowtwins.distributed import open_world
 from barlowtwins.embedding.embedder import Embedder, Rows
 from barlowtwins.embedding.embeddings import KEEP, OK, row_writer
 from barlowtwins.embedding.shards import SHARD_ROWS, Shard, read_failures, read_features
-from barlowtwins.errors import OutputError
 from barlowtwins.evaluate.features import make_shards
-from barlowtwins.evaluate.job import open_job
 from barlowtwins.evaluate.labelled import labels_within
-from barlowtwins.evaluate.scores import Scores, Tally
-from barlowtwins.files import atomic_write
-from barlowtwins.printing import plural
-from barlowtwins.zoo.head import load_classifier, tensors_digest
+from barlowtwins.metrics.scores import Scores, Tally
+from barlowtwins.runs.job_folder import open_job
+from barlowtwins.zoo.heads import load_classifier, tensors_digest
 
 __all__ = ["ClassifyResult", "classify"]
 

@@ -12,7 +12,7 @@ from PIL import Image
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import INTERPOLATIONS, ImageLike, Preprocessing, as_image, to_tensor
 from barlowtwins.evaluate.labelled import Labelled
-from barlowtwins.views.recipe import AugmentRecipe, draw_view, rng_for
+from barlowtwins.views.augmentation import AugmentRecipe, draw_view, rng_for
 from barlowtwins.views.twins import Rows, read_or_replace
 
 __all__ = ["CropFlip", "LabelledBatch", "LabelledReader"]

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from barlowtwins.errors import DataError
+from barlowtwins.core.errors import DataError
 
 __all__ = ["balanced_draw", "few_shot", "held_out"]
 

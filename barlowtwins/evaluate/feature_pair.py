@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 
 from barlowtwins.config import KNNConfig
+from barlowtwins.core.device import default_workers
+from barlowtwins.core.distributed import World
+from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.open import has_split, open_source
 from barlowtwins.data.sources import Source
-from barlowtwins.device import default_workers
-from barlowtwins.distributed import World
 from barlowtwins.embedding.embedder import Embedder
 from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
-from barlowtwins.errors import ConfigError, DataError
 from barlowtwins.evaluate.baselines import open_embedder
 from barlowtwins.evaluate.features import extract_features
 from barlowtwins.evaluate.labelled import labels_of, labels_within

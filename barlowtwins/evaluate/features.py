@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from barlowtwins.core.distributed import World
+from barlowtwins.core.errors import ConfigError, DataError, StoppedEarly
+from barlowtwins.core.progress import Progress
+from barlowtwins.core.signals import StopSignals
 from barlowtwins.data.sources import Source
-from barlowtwins.distributed import World
 from barlowtwins.embedding.embedder import Embedder, Rows, extract
 from barlowtwins.embedding.shards import SHARD_ROWS, Shard, embed_shards, plan_shards, read_features
-from barlowtwins.errors import ConfigError, DataError, StoppedEarly
-from barlowtwins.progress import Progress
-from barlowtwins.signals import StopSignals
 
 __all__ = ["extract_features", "make_shards"]
 

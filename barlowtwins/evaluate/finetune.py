@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from barlowtwins.config import FinetuneConfig
-from barlowtwins.distributed import open_world
+from barlowtwins.core.distributed import open_world
 from barlowtwins.evaluate.labelled import open_pair
 from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
-from barlowtwins.evaluate.trained import evaluate_trained
+from barlowtwins.evaluate.supervised_job import evaluate_trained
 from barlowtwins.zoo.weights import load_weights
 
 __all__ = ["evaluate_finetune"]

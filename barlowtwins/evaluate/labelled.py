@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.open import Source, has_split, open_source
-from barlowtwins.errors import ConfigError, DataError
 
 __all__ = ["Labelled", "labels_of", "labels_within", "open_labelled", "open_pair"]
 

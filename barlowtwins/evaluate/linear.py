@@ -19,25 +19,25 @@ import numpy.typing as npt
 import torch
 
 from barlowtwins.config import LinearConfig
+from barlowtwins.core.device import default_workers
+from barlowtwins.core.distributed import World, open_world
+from barlowtwins.core.errors import ConfigError, DataError, WeightsError
+from barlowtwins.core.progress import Progress, say
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.device import default_workers
-from barlowtwins.distributed import World, open_world
 from barlowtwins.embedding.embedder import Embedder, Rows
 from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
-from barlowtwins.errors import ConfigError, DataError, WeightsError
 from barlowtwins.evaluate.draws import held_out
 from barlowtwins.evaluate.feature_pair import open_embedded_pair
 from barlowtwins.evaluate.features import extract_features
-from barlowtwins.evaluate.job import check_head_file, open_job, write_results
 from barlowtwins.evaluate.labelled import Labelled, open_pair
-from barlowtwins.evaluate.logistic import L2_GRID, Fit, Trial, fit_logistic, sweep
 from barlowtwins.evaluate.protocols import PUBLISHED_LINEAR
 from barlowtwins.evaluate.results import EvaluationResult
-from barlowtwins.evaluate.scores import Tally
-from barlowtwins.evaluate.trained import evaluate_trained
-from barlowtwins.model import feature_width
-from barlowtwins.progress import Progress, say
-from barlowtwins.zoo.head import Belonging, Head, save_head
+from barlowtwins.evaluate.supervised_job import evaluate_trained
+from barlowtwins.metrics.logistic import L2_GRID, Fit, Trial, fit_logistic, sweep
+from barlowtwins.metrics.scores import Tally
+from barlowtwins.models.resnet import feature_width
+from barlowtwins.runs.job_folder import check_head_file, open_job, write_results
+from barlowtwins.zoo.heads import Belonging, Head, save_head
 from barlowtwins.zoo.weights import Weights, load_weights
 
 __all__ = ["LinearFit", "evaluate_linear", "fit_head", "fit_linear"]
@@ -133,7 +133,12 @@ def fit_head(
         seed=seed,
         device=_for_float64(embedder.device),
     )
-    return _head(found.fit, classes, Belonging.of_embedder(embedder), embedder.preprocessing)
+    return _head(
+        found.fit,
+        classes,
+        Belonging.of_backbone(embedder.backbone, weights=embedder.weights, file_sha256=embedder.sha256),
+        embedder.preprocessing,
+    )
 
 
 def evaluate_linear(config: LinearConfig) -> EvaluationResult:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.open import Source, open_source
 from barlowtwins.data.sources import FileSource
-from barlowtwins.errors import ConfigError, DataError
 
 __all__ = ["ABSENT", "IGNORED", "PRESENT", "MultiLabelled", "open_multilabel"]
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from barlowtwins.errors import ConfigError
+from barlowtwins.core.errors import ConfigError
 from barlowtwins.optim import learning_rate_factor
 
 __all__ = ["FINE_TUNING", "PUBLISHED_LINEAR", "Protocol", "fine_tuning", "learning_rate"]

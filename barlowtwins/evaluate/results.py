@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from barlowtwins.evaluate.scores import Scores
+from barlowtwins.metrics.scores import Scores
 
 __all__ = ["EvaluationResult"]
 

@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.config import SemiConfig
+from barlowtwins.core.distributed import open_world
+from barlowtwins.core.errors import DataError, UsageError
 from barlowtwins.data.datasets import default_data_root
 from barlowtwins.data.open import Source, subset
-from barlowtwins.distributed import open_world
-from barlowtwins.errors import DataError, UsageError
 from barlowtwins.evaluate.draws import balanced_draw
 from barlowtwins.evaluate.labelled import Labelled, open_pair
 from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
-from barlowtwins.evaluate.trained import evaluate_trained
+from barlowtwins.evaluate.supervised_job import evaluate_trained
 from barlowtwins.zoo.download import download
 from barlowtwins.zoo.weights import load_weights
 

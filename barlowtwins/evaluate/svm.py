@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.config import SVMConfig
-from barlowtwins.device import default_workers
-from barlowtwins.distributed import World, open_world
+from barlowtwins.core.device import default_workers
+from barlowtwins.core.distributed import World, open_world
+from barlowtwins.core.errors import DataError, MissingExtraError
+from barlowtwins.core.printing import plural
+from barlowtwins.core.progress import Progress
 from barlowtwins.embedding.embedder import Embedder, Rows, unit_length
-from barlowtwins.errors import DataError, MissingExtraError
 from barlowtwins.evaluate.features import extract_features
-from barlowtwins.evaluate.job import open_job, write_results
 from barlowtwins.evaluate.multilabel import IGNORED, PRESENT, open_multilabel
-from barlowtwins.printing import plural
-from barlowtwins.progress import Progress
+from barlowtwins.runs.job_folder import open_job, write_results
 from barlowtwins.zoo.weights import load_weights
 
 __all__ = ["ClassSVM", "SVMResult", "average_precision", "evaluate_svm", "fit_svm"]

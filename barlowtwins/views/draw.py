@@ -16,14 +16,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from barlowtwins.errors import ConfigError
-from barlowtwins.views.recipe import (
-    CROP_TRIES,
-    UNIFORMS,
-    AugmentRecipe,
-    Jitter,
-    ViewParameters,
-)
+from barlowtwins.core.errors import ConfigError
+from barlowtwins.views.augmentation import CROP_TRIES, UNIFORMS, AugmentRecipe, Jitter, ViewParameters
 
 __all__ = ["DrawnViews", "draw_batch", "pack_views", "uniforms_for"]
 

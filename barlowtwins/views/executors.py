@@ -24,18 +24,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from barlowtwins.core.errors import ConfigError
 from barlowtwins.data.batches import Readable, read_ahead
 from barlowtwins.data.fast_jpeg import read_pixels, require_simplejpeg
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import as_image
 from barlowtwins.data.sources import Source
-from barlowtwins.errors import ConfigError
-from barlowtwins.views.augment import TwinTransform, to_levels
-from barlowtwins.views.augment_batched import finish_views, make_views, normalize, to_device
-from barlowtwins.views.augment_opencv import require_opencv
-from barlowtwins.views.augment_pillow import crop_view
+from barlowtwins.views.augmentation import ViewParameters, draw_views, rng_for
+from barlowtwins.views.batched import finish_views, make_views, normalize, to_device
 from barlowtwins.views.draw import DrawnViews, draw_batch, pack_views
-from barlowtwins.views.recipe import ViewParameters, draw_views, rng_for
+from barlowtwins.views.opencv import require_opencv
+from barlowtwins.views.pillow import crop_view
+from barlowtwins.views.transform import TwinTransform, to_levels
 from barlowtwins.views.twins import Rows, TwinBatch, TwinReader, read_or_replace
 
 __all__ = ["ArrayTwins", "CropBatch", "CropReader", "Executor"]

@@ -17,7 +17,7 @@ import torch
 from barlowtwins.data.batches import Readable
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import ImageLike
-from barlowtwins.views.augment import TwinTransform
+from barlowtwins.views.transform import TwinTransform
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from barlowtwins.errors import WeightsError
-from barlowtwins.printing import data_size
+from barlowtwins.core.errors import WeightsError
+from barlowtwins.core.printing import data_size
 from barlowtwins.zoo.locate import find_file, locate
 from barlowtwins.zoo.registry import WeightRecord, closest_names, registry
 from barlowtwins.zoo.weights import load_weights

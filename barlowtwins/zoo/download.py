@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from barlowtwins.errors import DownloadError, OutputError, RunLockedError
-from barlowtwins.files import PARTIAL_SUFFIX, sha256_of, sweep_partial, write_text
-from barlowtwins.lock import FolderLock
+from barlowtwins.core.errors import DownloadError, OutputError, RunLockedError
+from barlowtwins.core.files import PARTIAL_SUFFIX, sha256_of, sweep_partial, write_text
+from barlowtwins.core.locks import FolderLock
 from barlowtwins.zoo.transfer import Transfer, check_url
 
 __all__ = ["Fetched", "check_digest", "download", "fetch", "recorded_digest"]

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from barlowtwins.core.errors import MissingExtraError, WeightsError
+from barlowtwins.core.files import sha256_of, write_bytes
+from barlowtwins.core.printing import render
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.errors import MissingExtraError, WeightsError
-from barlowtwins.files import sha256_of, write_bytes
-from barlowtwins.printing import render
 from barlowtwins.version import __version__
-from barlowtwins.zoo.convert import WRITERS, check_free, write_as
+from barlowtwins.zoo.conversion import WRITERS, check_free, write_as
 from barlowtwins.zoo.weights import load_weights
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from barlowtwins.errors import WeightsError
+from barlowtwins.core.errors import WeightsError
 from barlowtwins.zoo.safe_load import Contents
 
 __all__ = ["FORMATS", "Format", "Parts", "as_published", "match_keys", "take_apart"]

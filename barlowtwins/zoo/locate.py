@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from barlowtwins.errors import WeightsError
-from barlowtwins.files import sha256_of
+from barlowtwins.core.errors import WeightsError
+from barlowtwins.core.files import sha256_of
 from barlowtwins.zoo.download import Fetched, check_digest, fetch
 from barlowtwins.zoo.registry import SUFFIXES, WeightRecord, closest_names, registry, registry_folder
 from barlowtwins.zoo.transfer import Transfer, check_url

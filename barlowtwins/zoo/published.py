@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from barlowtwins.errors import CheckpointError, WeightsError
-from barlowtwins.model import BarlowTwins
+from barlowtwins.core.errors import CheckpointError, WeightsError
+from barlowtwins.core.progress import say
+from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import parameter_groups
-from barlowtwins.progress import say
-from barlowtwins.training.checkpoint import Checkpoint
+from barlowtwins.runs.checkpoint import Checkpoint
 from barlowtwins.zoo.formats import take_apart
 from barlowtwins.zoo.safe_load import read_weight_file
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from barlowtwins.errors import WeightsError
+from barlowtwins.core.errors import WeightsError
 
 __all__ = ["Metric", "WeightRecord", "closest_names", "registry", "registry_folder", "registry_path"]
 

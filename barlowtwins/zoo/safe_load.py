@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from barlowtwins.errors import WeightsError
+from barlowtwins.core.errors import WeightsError
 
 __all__ = ["Contents", "read_weight_file"]
 

@@ -22,9 +22,9 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
-from barlowtwins.errors import DownloadError, OutputError
-from barlowtwins.files import atomic_write
-from barlowtwins.progress import Progress
+from barlowtwins.core.errors import DownloadError, OutputError
+from barlowtwins.core.files import atomic_write
+from barlowtwins.core.progress import Progress
 from barlowtwins.version import __version__
 
 __all__ = ["Transfer", "check_url"]

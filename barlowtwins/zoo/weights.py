@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torchvision.models.resnet import ResNet
 
+from barlowtwins.core.errors import ConfigError, WeightsError
+from barlowtwins.core.progress import say
 from barlowtwins.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from barlowtwins.errors import ConfigError, WeightsError
-from barlowtwins.model import BarlowTwins, Recognized, Stem, build_backbone, recognize_backbone
-from barlowtwins.progress import say
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.models.resnet import Recognized, Stem, build_backbone, recognize_backbone
 from barlowtwins.zoo.formats import FORMATS, Parts, match_keys, take_apart
 from barlowtwins.zoo.locate import Located, locate
 from barlowtwins.zoo.registry import WeightRecord, registry

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.views.augment import AUGMENTATIONS, TwinTransform
+from barlowtwins.views.transform import AUGMENTATIONS, TwinTransform
 
 SLENDER = [(1, 1), (1, 5000), (5000, 1), (2, 5000), (5000, 3)]
 PLAIN = {"jitter_p": 0.0, "grey_p": 0.0, "solarize_p": (0.0, 0.0)}

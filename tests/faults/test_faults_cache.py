@@ -18,7 +18,7 @@ import pytest
 from servers import Server, file, slowly
 from weight_files import backbone_state, equal, record, saved, sha256, write_registry
 
-from barlowtwins.errors import DownloadError, WeightsError
+from barlowtwins.core.errors import DownloadError, WeightsError
 from barlowtwins.zoo.download import download
 from barlowtwins.zoo.weights import load_weights
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from barlowtwins.cli import COMMANDS, main
-from barlowtwins.model import build_backbone
+from barlowtwins.models.resnet import build_backbone
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 

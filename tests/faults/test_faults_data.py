@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from barlowtwins.core.errors import DataError
+from barlowtwins.core.files import atomic_write
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import Source, open_source
-from barlowtwins.errors import DataError
-from barlowtwins.files import atomic_write
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows cannot have such files")
 

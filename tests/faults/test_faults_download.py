@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from servers import Server, drop, file, redirect, slowly, stall, status, without_length
 
-from barlowtwins.errors import DownloadError
+from barlowtwins.core.errors import DownloadError
 from barlowtwins.zoo.download import download
 
 DATA = random.Random(0).randbytes(300_000)

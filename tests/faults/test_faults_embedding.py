@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from error_coverage import note_raises
 from processes import forkserver
-from raises import note_raises
 from tiny import TINY, write_images, write_weights
 
 from barlowtwins.config import EmbedConfig, KNNConfig
+from barlowtwins.core.errors import BarlowTwinsError, DataError, OutputError, RunLockedError
+from barlowtwins.core.locks import FolderLock
 from barlowtwins.data.batches import open_batches, ranges
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import FileSource
@@ -24,9 +26,7 @@ from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.embedding.embeddings import open_embeddings
 from barlowtwins.embedding.shards import embed_shards, plan_shards
-from barlowtwins.errors import BarlowTwinsError, DataError, OutputError, RunLockedError
 from barlowtwins.evaluate import evaluate_knn
-from barlowtwins.lock import FolderLock
 
 resource = pytest.importorskip("resource", reason="signals and file-size limits are those of POSIX")
 

@@ -11,13 +11,13 @@ import tiny
 
 from barlowtwins import hub
 from barlowtwins.config import ClassifyConfig, FinetuneConfig, KNNConfig, LinearConfig, SemiConfig
-from barlowtwins.errors import BarlowTwinsError, ConfigError, DataError, WeightsError
+from barlowtwins.core.errors import BarlowTwinsError, ConfigError, DataError, WeightsError
 from barlowtwins.evaluate.classify import classify
 from barlowtwins.evaluate.finetune import evaluate_finetune
 from barlowtwins.evaluate.knn import evaluate_knn
 from barlowtwins.evaluate.linear import evaluate_linear
 from barlowtwins.evaluate.semi import evaluate_semi
-from barlowtwins.zoo.head import load_classifier
+from barlowtwins.zoo.heads import load_classifier
 
 TRAINED: list[tuple[Callable[[Any], Any], type]] = [
     (evaluate_linear, LinearConfig),

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from weight_files import record
 
+from barlowtwins.core.errors import BarlowTwinsError, DataError, WeightsError
 from barlowtwins.data.listing import read_list
 from barlowtwins.embedding.embeddings import open_embeddings, read_index
-from barlowtwins.errors import BarlowTwinsError, DataError, WeightsError
-from barlowtwins.training.run import RunFolder
+from barlowtwins.runs.run_folder import RunFolder
 from barlowtwins.zoo.registry import registry
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux counts it")

@@ -1,7 +1,7 @@
 """FAULTS 39, 44 and 51, at length: `kill -9` at random moments and at each boundary of every write, of whole runs.
 
 After each kill the same command goes on, and the end must be equal to the bit to that of a run which nothing happened
-to. Processes are forked from one that has imported torch (see nursery.py); the signal and the process are real.
+to. Processes are forked from one that has imported torch (see pool.py); the signal and the process are real.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from crashes import passed, worth_dying_at
-from nursery import Child, Nursery
+from process_pool import Child, ProcessPool
 from tiny import write_images, write_weights
 from training import outcome, tiny, words
 
-from barlowtwins.files import PARTIAL_SUFFIX
+from barlowtwins.core.files import PARTIAL_SUFFIX
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of POSIX")
 
@@ -37,22 +37,22 @@ embed(EmbedConfig(data, weights, out, device="cpu", workers=int(workers), batch_
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as running:
+def pool() -> Iterator[ProcessPool]:
+    with ProcessPool() as running:
         yield running
 
 
 class Job:
     """A command that makes a folder, as a process that is there in milliseconds."""
 
-    def __init__(self, nursery: Nursery, work: Path) -> None:
-        self.nursery, self.work = nursery, work
+    def __init__(self, pool: ProcessPool, work: Path) -> None:
+        self.pool, self.work = pool, work
         self.out, self.log, self.notes = work / "out", work / "log", work / "points"
 
     def start(self, *, at: int | None = None, workers: int = 0) -> Child:
         """Start it, to die at its point number `at` if that is told."""
         before = "" if at is None else f"import crashes; crashes.arm({str(self.out)!r}, {at}, {str(self.notes)!r})"
-        return self.nursery.start(*self.arguments(workers), log=self.log, before=before, **self.code())
+        return self.pool.start(*self.arguments(workers), log=self.log, before=before, **self.code())
 
     def finish(self) -> Any:
         """Let it go on to its end, and give what it came to."""
@@ -80,8 +80,8 @@ class Job:
 class Training(Job):
     """Pretraining with a checkpoint a step."""
 
-    def __init__(self, nursery: Nursery, work: Path, *, epochs: int) -> None:
-        super().__init__(nursery, work)
+    def __init__(self, pool: ProcessPool, work: Path, *, epochs: int) -> None:
+        super().__init__(pool, work)
         self.config = tiny(self.out, data="shapes:32", batch_size=8, epochs=epochs, checkpoint_every=1)
 
     def arguments(self, workers: int) -> list[str]:
@@ -95,8 +95,8 @@ class Training(Job):
 class Embedding(Job):
     """Embedding in shards of a few rows; one image is unreadable."""
 
-    def __init__(self, nursery: Nursery, work: Path, *, images: int, rows: int) -> None:
-        super().__init__(nursery, work)
+    def __init__(self, pool: ProcessPool, work: Path, *, images: int, rows: int) -> None:
+        super().__init__(pool, work)
         self.rows = rows
         self.images = write_images(work / "images", images)
         (self.images / "0003.png").write_bytes(b"")
@@ -168,27 +168,27 @@ long = functools.partial(pytest.param, marks=exhaustive)
 
 @pytest.mark.parametrize("kills", [long(100)])  # a few in a usual run: test_faults_training.py
 def test_39_44_training_killed_at_random_moments_ends_as_if_nothing_happened(
-    nursery: Nursery, tmp_path: Path, counted: Counted, kills: int
+    pool: ProcessPool, tmp_path: Path, counted: Counted, kills: int
 ) -> None:
-    at_random_moments(Training(nursery, tmp_path, epochs=12), kills, seed=kills, counted=counted)
+    at_random_moments(Training(pool, tmp_path, epochs=12), kills, seed=kills, counted=counted)
 
 
 @pytest.mark.parametrize("kills", [6, long(100)])
 def test_51_embedding_killed_at_random_moments_ends_as_if_nothing_happened(
-    nursery: Nursery, tmp_path: Path, counted: Counted, kills: int
+    pool: ProcessPool, tmp_path: Path, counted: Counted, kills: int
 ) -> None:
-    at_random_moments(Embedding(nursery, tmp_path, images=400, rows=10), kills, seed=kills, counted=counted)
+    at_random_moments(Embedding(pool, tmp_path, images=400, rows=10), kills, seed=kills, counted=counted)
 
 
 @pytest.mark.parametrize(("writes", "every"), [pytest.param(10**6, 40, marks=pytest.mark.slow), long(200, 1)])
 def test_39_44_training_killed_at_each_boundary_of_every_write_ends_as_if_nothing_happened(
-    nursery: Nursery, tmp_path: Path, counted: Counted, writes: int, every: int
+    pool: ProcessPool, tmp_path: Path, counted: Counted, writes: int, every: int
 ) -> None:
-    at_every_write(Training(nursery, tmp_path, epochs=1), counted, writes=writes, every=every)
+    at_every_write(Training(pool, tmp_path, epochs=1), counted, writes=writes, every=every)
 
 
 @pytest.mark.parametrize(("writes", "every"), [(10**6, 12), long(2, 1)])
 def test_51_embedding_killed_at_each_boundary_of_every_write_ends_as_if_nothing_happened(
-    nursery: Nursery, tmp_path: Path, counted: Counted, writes: int, every: int
+    pool: ProcessPool, tmp_path: Path, counted: Counted, writes: int, every: int
 ) -> None:
-    at_every_write(Embedding(nursery, tmp_path, images=25, rows=10), counted, writes=writes, every=every)
+    at_every_write(Embedding(pool, tmp_path, images=25, rows=10), counted, writes=writes, every=every)

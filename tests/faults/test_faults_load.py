@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nursery import Nursery
+from process_pool import ProcessPool
 from servers import Server, slowly, without_length
 from tiny import write_images, write_weights
 from training import outcome, tiny, uninterrupted
 from weight_files import backbone_state, saved, sha256
 
 from barlowtwins.config import EmbedConfig
+from barlowtwins.core.errors import DownloadError, OutputError
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embeddings import open_embeddings
-from barlowtwins.errors import DownloadError, OutputError
-from barlowtwins.pretrain import pretrain
-from barlowtwins.training.checkpoint import list_checkpoints
+from barlowtwins.runs.checkpoint import list_checkpoints
+from barlowtwins.train.pretrain import pretrain
 from barlowtwins.zoo.download import download
 
 Counted = Callable[[str, int], None]
@@ -34,8 +34,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, mounts 
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as running:
+def pool() -> Iterator[ProcessPool]:
+    with ProcessPool() as running:
         yield running
 
 
@@ -58,7 +58,7 @@ print(digest, package)
 @posix
 @pytest.mark.parametrize("crowd", [pytest.param(4, marks=pytest.mark.slow), pytest.param(16, marks=long)])
 def test_15_processes_that_load_from_the_hub_at_once_all_get_one_weight_fetched_once(
-    nursery: Nursery, server: Server, tmp_path: Path, crowd: int, counted: Counted
+    pool: ProcessPool, server: Server, tmp_path: Path, crowd: int, counted: Counted
 ) -> None:
     repo = tmp_path / "hub" / "OWNER_barlowtwins_v0.1.0"  # as `torch.hub` lays out what it gets from GitHub
     for name in ("barlowtwins", "weights"):
@@ -67,7 +67,7 @@ def test_15_processes_that_load_from_the_hub_at_once_all_get_one_weight_fetched_
     data = saved(backbone_state("resnet18"))
     url = f"{server.answer('/w.pth', slowly(data, pieces=20, pause=0.1))}#sha256={sha256(data)}"
     logs = [tmp_path / f"log{number}" for number in range(crowd)]
-    children = [nursery.start(str(tmp_path), url, code=HUB, log=log) for log in logs]
+    children = [pool.start(str(tmp_path), url, code=HUB, log=log) for log in logs]
     for child in children:
         assert child.wait(300) == 0, child.output()
     said = {child.output().strip().splitlines()[-1] for child in children}
@@ -91,7 +91,7 @@ print("MiB", int(status["VmHWM"].split()[0]) // 1024)
 """
 
 
-def resident(nursery: Nursery, work: Path, files: int) -> int:
+def resident(pool: ProcessPool, work: Path, files: int) -> int:
     """MiB of resident memory at the most, of a process that embeds so many files."""
     images = write_images(work / "some", 50, classes=5)
     contents = [path.read_bytes() for path in sorted(images.rglob("*.png"))]
@@ -100,7 +100,7 @@ def resident(nursery: Nursery, work: Path, files: int) -> int:
         place.mkdir(parents=True, exist_ok=True)
         (place / f"an image with a name of some length {number:06}.png").write_bytes(contents[number % 50])
     weights, out = write_weights(work / "w.safetensors"), work / f"out{files}"
-    child = nursery.start(str(work / f"{files}"), str(weights), str(out), code=EMBED, log=work / f"log{files}")
+    child = pool.start(str(work / f"{files}"), str(weights), str(out), code=EMBED, log=work / f"log{files}")
     assert child.wait(1500) == 0, child.output()
     opened = open_embeddings(out)
     assert opened.features.shape[0] == sum(1 for _ in opened.index()) == files
@@ -112,9 +112,9 @@ def resident(nursery: Nursery, work: Path, files: int) -> int:
     ("few", "many"), [pytest.param(500, 5000, marks=pytest.mark.slow), pytest.param(5000, 50_000, marks=long)]
 )
 def test_51_many_files_are_embedded_in_the_memory_of_a_few(
-    nursery: Nursery, tmp_path: Path, few: int, many: int, counted: Counted
+    pool: ProcessPool, tmp_path: Path, few: int, many: int, counted: Counted
 ) -> None:
-    small, large = resident(nursery, tmp_path, few), resident(nursery, tmp_path, many)
+    small, large = resident(pool, tmp_path, few), resident(pool, tmp_path, many)
     counted("files", many)
     for files, memory in ((few, small), (many, large)):  # counts of one name are added up, and 5,000 comes twice
         counted(f"MiB at {files:,} (of {few:,} and {many:,})", memory)

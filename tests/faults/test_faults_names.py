@@ -21,9 +21,9 @@ from barlowtwins.config import ClassifyConfig, EmbedConfig, MapConfig, Neighbour
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embeddings import open_embeddings
 from barlowtwins.evaluate.classify import classify
-from barlowtwins.looking.map import map
-from barlowtwins.looking.neighbours import neighbours
-from barlowtwins.zoo.head import Belonging, Head, save_head, tensors_digest
+from barlowtwins.reports.map import map
+from barlowtwins.reports.neighbors import neighbours
+from barlowtwins.zoo.heads import Belonging, Head, save_head, tensors_digest
 from barlowtwins.zoo.weights import load_weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from training import log, outcome, tiny, uninterrupted, wait_until, words
 
-from barlowtwins.errors import CheckpointError, ConfigError
-from barlowtwins.pretrain import plan_run, pretrain
-from barlowtwins.recipes import resolve
+from barlowtwins.core.errors import CheckpointError, ConfigError
+from barlowtwins.train.pretrain import plan_run, pretrain
+from barlowtwins.train.recipes import resolve
 
 GENTLE = {"stem": "small-stride2", "optimizer": "lars", "lr": 8.0, "lr_bias": 8e-5, "weight_decay": 1e-4}
 """Steps so small that the rounding of another number of processes does not grow."""

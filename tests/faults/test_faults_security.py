@@ -22,12 +22,12 @@ from servers import Server, file
 from training import tiny
 from weight_files import backbone_state, published_checkpoint, saved, sha256, twins_state
 
+from barlowtwins.core.errors import BarlowTwinsError, CheckpointError, DataError, OutputError
 from barlowtwins.embedding.embeddings import open_embeddings
 from barlowtwins.embedding.shards import plan_shards, read_features
-from barlowtwins.errors import BarlowTwinsError, CheckpointError, DataError, OutputError
 from barlowtwins.hub import barlow_twins, embedder, resnet18
-from barlowtwins.pretrain import pretrain
-from barlowtwins.training.checkpoint import load_checkpoint
+from barlowtwins.runs.checkpoint import load_checkpoint
+from barlowtwins.train.pretrain import pretrain
 from barlowtwins.zoo.weights import load_weights
 
 Counted = Callable[[str, int], None]

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nursery import Child, Nursery
 from PIL import Image
+from process_pool import Child, ProcessPool
 from training import full_disk, log, outcome, steps, tiny, uninterrupted, wait_until, words
 
-from barlowtwins.errors import CheckpointError, OutputError, RunLockedError, TrainingError
-from barlowtwins.files import PARTIAL_SUFFIX
-from barlowtwins.pretrain import pretrain
-from barlowtwins.training.checkpoint import list_checkpoints, load_newest
-from barlowtwins.training.guards import FiniteGuard
-from barlowtwins.training.run import RunFolder
+from barlowtwins.core.errors import CheckpointError, OutputError, RunLockedError, TrainingError
+from barlowtwins.core.files import PARTIAL_SUFFIX
+from barlowtwins.runs.checkpoint import list_checkpoints, load_newest
+from barlowtwins.runs.guards import FiniteGuard
+from barlowtwins.runs.run_folder import RunFolder
+from barlowtwins.train.pretrain import pretrain
 from barlowtwins.views.twins import epoch_order
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of POSIX")
@@ -37,8 +37,8 @@ LONG = {"batch_size": 8, "epochs": 8, "knn_every": 4, "augment_backend": "pillow
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as running:
+def pool() -> Iterator[ProcessPool]:
+    with ProcessPool() as running:
         yield running
 
 
@@ -57,7 +57,7 @@ def wait_for_steps(run: Path, number: int, child: Child) -> None:
 # Signals (row 41), a mid-epoch resume (44), kill -9, two runs in one folder (16) --------------------------------------
 
 
-def test_16_41_44_a_run_stopped_by_every_signal_ends_as_if_it_never_was(nursery: Nursery, tmp_path: Path) -> None:
+def test_16_41_44_a_run_stopped_by_every_signal_ends_as_if_it_never_was(pool: ProcessPool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(run, **LONG, checkpoint_every=7)
     log_file = tmp_path / "log"
@@ -82,7 +82,7 @@ def test_16_41_44_a_run_stopped_by_every_signal_ends_as_if_it_never_was(nursery:
         before = load_newest(run)
         assert before is not None
         assert before.step == steps(run)[-1]  # saved at the very step at which it stopped
-        child = nursery.start(*words(config), "--workers", str(workers), log=tmp_path / number.name)
+        child = pool.start(*words(config), "--workers", str(workers), log=tmp_path / number.name)
         wait_for_steps(run, len(steps(run)) + 5, child)
         if number == signal.SIGUSR1:  # meanwhile nobody else may write there
             with pytest.raises(RunLockedError, match=rf"process {child.pid} on "):
@@ -98,12 +98,12 @@ def test_16_41_44_a_run_stopped_by_every_signal_ends_as_if_it_never_was(nursery:
     assert partials(run) == []
 
 
-def test_41_a_second_interrupt_does_not_wait_for_a_slow_disk(nursery: Nursery, tmp_path: Path) -> None:
+def test_41_a_second_interrupt_does_not_wait_for_a_slow_disk(pool: ProcessPool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(run, **LONG, checkpoint_every=1000)
     pretrain(dataclasses.replace(config, max_steps=2))
     slow = "import os, time; os.fsync = lambda file: time.sleep(100 if os.fstat(file).st_size > 10**7 else 0)"
-    child = nursery.start(*words(config), log=tmp_path / "log", before=slow)
+    child = pool.start(*words(config), log=tmp_path / "log", before=slow)
     wait_for_steps(run, 3, child)
     child.send_to_all(signal.SIGINT)
     wait_until(lambda: any("step-" in name for name in partials(run)))
@@ -119,14 +119,14 @@ def test_41_a_second_interrupt_does_not_wait_for_a_slow_disk(nursery: Nursery, t
 
 @pytest.mark.parametrize(("kills", "epochs"), [(4, 8), pytest.param(25, 60, marks=pytest.mark.exhaustive)])
 def test_39_44_kills_at_random_moments_leave_no_trace(
-    nursery: Nursery, tmp_path: Path, kills: int, epochs: int
+    pool: ProcessPool, tmp_path: Path, kills: int, epochs: int
 ) -> None:
     run, rng = tmp_path / "run", random.Random(kills)
     config = tiny(run, **{**LONG, "epochs": epochs}, checkpoint_every=1)  # so that many a kill meets a save
     killed = 0
     for number in range(kills):
         done = list_checkpoints(run)[-1:]
-        child = nursery.start(*words(config), "--workers", str(number % 2), log=tmp_path / "log")
+        child = pool.start(*words(config), "--workers", str(number % 2), log=tmp_path / "log")
         if number % 2:  # at any moment, also before the first step
             time.sleep(rng.uniform(0.05, 1.0))
         else:  # with progress
@@ -209,12 +209,12 @@ open_file(sys.argv[3], "w").write("\\n".join(passed))
 
 @pytest.mark.parametrize("writes", ["some", pytest.param("all", marks=pytest.mark.exhaustive)])
 def test_39_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
-    nursery: Nursery, tmp_path: Path, writes: str
+    pool: ProcessPool, tmp_path: Path, writes: str
 ) -> None:
     def save_and_die(at: int) -> int:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         arguments = (str(tmp_path / "run"), str(at), str(tmp_path / "points"))
-        return nursery.start(*arguments, code=SAVE_AND_DIE, log=tmp_path / "log").wait()
+        return pool.start(*arguments, code=SAVE_AND_DIE, log=tmp_path / "log").wait()
 
     assert save_and_die(1_000_000) == 0, (tmp_path / "log").read_text()
     points = (tmp_path / "points").read_text().splitlines()
@@ -237,7 +237,7 @@ def test_39_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
         assert left in (wanted, wanted[-2:]), points[at]
 
 
-def test_39_kills_between_the_files_of_a_run_leave_no_trace(nursery: Nursery, tmp_path: Path) -> None:
+def test_39_kills_between_the_files_of_a_run_leave_no_trace(pool: ProcessPool, tmp_path: Path) -> None:
     """Each process dies at one rename: of the first checkpoint, of the last, of the weights, of a new configuration."""
     run = tmp_path / "run"
     dying = """
@@ -258,7 +258,7 @@ os.replace = replace
         ("backbone.safetensors", "before"),
         ("backbone.safetensors", "after"),
     ):
-        child = nursery.start(*words(tiny(run)), log=tmp_path / "log", before=dying.format(name=name, when=when))
+        child = pool.start(*words(tiny(run)), log=tmp_path / "log", before=dying.format(name=name, when=when))
         assert child.wait() == -9, child.output()
     assert not (run / "model.safetensors").exists()
     pretrain(tiny(run))
@@ -317,11 +317,11 @@ def test_42_a_full_disk_is_a_warning_then_an_error_and_costs_nothing(
     assert outcome(run) == uninterrupted()
 
 
-def test_42_a_stop_on_a_full_disk_does_not_pretend_to_be_saved(nursery: Nursery, tmp_path: Path) -> None:
+def test_42_a_stop_on_a_full_disk_does_not_pretend_to_be_saved(pool: ProcessPool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(run, **LONG, checkpoint_every=1000)
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, -1))"
-    child = nursery.start(*words(config), log=tmp_path / "log", before=full)
+    child = pool.start(*words(config), log=tmp_path / "log", before=full)
     wait_for_steps(run, 2, child)
     child.send(signal.SIGTERM)
     assert child.wait() == 1
@@ -360,7 +360,9 @@ def test_43_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) ->
 def test_43_on_a_gpu_a_step_that_is_not_finite_leaves_no_line_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["barlowtwins.pretrain"], "FiniteGuard", functools.partial(FiniteGuard, late=True))
+    monkeypatch.setattr(
+        sys.modules["barlowtwins.train.pretrain"], "FiniteGuard", functools.partial(FiniteGuard, late=True)
+    )
     diverging = tiny(tmp_path / "run", optimizer="sgd", lr=1e30, lr_bias=1e30, warmup_epochs=0.0)
     with pytest.raises(TrainingError, match=r"is (nan|inf|-inf) at step \d+; nothing was saved of it"):
         pretrain(diverging)
@@ -407,10 +409,10 @@ def test_28_30_32_bad_images_are_replaced_counted_and_too_many_stop_the_run(
     assert pretrain(tiny(tmp_path / "run5", **settings, max_bad=0.02)).unreadable == 2
 
 
-def test_28_an_image_that_vanishes_while_training_is_replaced(nursery: Nursery, tmp_path: Path) -> None:
+def test_28_an_image_that_vanishes_while_training_is_replaced(pool: ProcessPool, tmp_path: Path) -> None:
     data, run = draw_folder(tmp_path / "data", 120), tmp_path / "run"
     config = tiny(run, data=str(data), recipe="small-data", stem="small-stride2", epochs=8)
-    child = nursery.start(*words(config), "--workers", "1", log=tmp_path / "log")
+    child = pool.start(*words(config), "--workers", "1", log=tmp_path / "log")
     wait_for_steps(run, 2, child)
     (data / "050.png").unlink()
     assert child.wait() == 0, child.output()
@@ -419,10 +421,10 @@ def test_28_an_image_that_vanishes_while_training_is_replaced(nursery: Nursery, 
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
-def test_50_a_worker_that_is_killed_ends_the_run_with_one_line(nursery: Nursery, tmp_path: Path) -> None:
+def test_50_a_worker_that_is_killed_ends_the_run_with_one_line(pool: ProcessPool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(run, **LONG)
-    child = nursery.start(*words(config), "--workers", "2", log=tmp_path / "log")
+    child = pool.start(*words(config), "--workers", "2", log=tmp_path / "log")
     wait_for_steps(run, 2, child)
     os.kill(child.workers()[0], signal.SIGKILL)
     assert child.wait(60) == 1
@@ -433,14 +435,14 @@ def test_50_a_worker_that_is_killed_ends_the_run_with_one_line(nursery: Nursery,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its address space")
-def test_49_memory_that_is_full_is_told_with_a_way_out(nursery: Nursery, tmp_path: Path) -> None:
+def test_49_memory_that_is_full_is_told_with_a_way_out(pool: ProcessPool, tmp_path: Path) -> None:
     tight = """
 import resource
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 10**8, -1))
 """
     config = tiny(tmp_path / "run", image_size=512, batch_size=64)
-    child = nursery.start(*words(config), log=tmp_path / "log", before=tight)
+    child = pool.start(*words(config), log=tmp_path / "log", before=tight)
     assert child.wait() == 1
     last = child.output().splitlines()[-1]
     assert "out of memory on CPU" in last

@@ -34,7 +34,7 @@ from weight_files import (
 )
 
 from barlowtwins.config import WeightsVerifyConfig
-from barlowtwins.errors import DownloadError, WeightsError
+from barlowtwins.core.errors import DownloadError, WeightsError
 from barlowtwins.hub import resnet18
 from barlowtwins.zoo import safe_load
 from barlowtwins.zoo.commands import weights_verify

@@ -1,4 +1,4 @@
-"""On PYTHONPATH while tests run: every Python that a test starts notes where errors are made, too (see raises.py)."""
+"""On PYTHONPATH while tests run: every Python that a test starts notes its errors (see error_coverage.py)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-ERRORS = "barlowtwins.errors"
+ERRORS = "barlowtwins.core.errors"
 
 
 class _Watch(importlib.abc.MetaPathFinder):
-    """Lets `barlowtwins.errors` be found as ever, and begins to take notes when it has been imported."""
+    """Lets `barlowtwins.core.errors` be found as ever, and begins to take notes when it has been imported."""
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         if name != ERRORS:
@@ -31,8 +31,8 @@ class _Watch(importlib.abc.MetaPathFinder):
 
 
 def _notes():  # type: ignore[no-untyped-def]
-    """tests/raises.py, under a name that nobody else uses."""
-    place = Path(__file__).parent.parent / "raises.py"
+    """tests/error_coverage.py, under a name that nobody else uses."""
+    place = Path(__file__).parent.parent / "error_coverage.py"
     spec = importlib.util.spec_from_file_location("barlowtwins_tests_raises", place)
     assert spec is not None
     assert spec.loader is not None

@@ -1,0 +1,1 @@
+"""Pure functions of features: nearest neighbors, kNN, logistic regression, rank and collapse, scores."""

@@ -1,0 +1,175 @@
+"""Weighted k-nearest-neighbour classification: how good are features, with nothing trained on top?
+
+    score[c] = sum over the k nearest bank rows i of class c of exp(cosine_i / T)        (Wu et al. 2018, section 3.4)
+
+Pure functions of features; the command around them is `barlowtwins.evaluate.knn`.
+"""
+
+# Q queries, M rows in the bank, D features, K neighbours, C classes
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+
+from barlowtwins.core.errors import ConfigError, DataError
+from barlowtwins.metrics.nearest import CHUNK, HELD, Features, chunks, nearest, place_of
+
+__all__ = ["Accuracy", "knn_accuracy", "knn_predict", "votes"]
+
+Labels: TypeAlias = "torch.Tensor | np.ndarray[Any, np.dtype[Any]] | Sequence[int]"
+
+
+class Accuracy(NamedTuple):
+    """Percent of the queries whose class is the first, or among the first five, by score."""
+
+    top1: float
+    top5: float
+
+
+def votes(similarity: torch.Tensor, classes: torch.Tensor, *, temperature: float, num_classes: int) -> torch.Tensor:
+    """Sum the neighbours' votes exp(similarity / temperature) by class.
+
+    Args:
+        similarity: (Q, K), cosines to the neighbours.
+        classes: (Q, K) int64, the neighbours' classes, 0 to num_classes - 1.
+        temperature: > 0; however small, nothing overflows.
+        num_classes: C.
+
+    Returns:
+        (Q, C) float32; each row sums to 1, and a class without neighbours has exactly 0.
+
+    Raises:
+        ConfigError: a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise ConfigError(f"the temperature is {temperature}; it must be > 0 (0.07 is usual)")
+    weights = torch.softmax(similarity / temperature, dim=1)  # (Q, K); a common factor in a row changes no order
+    scores = torch.zeros(len(similarity), num_classes, device=similarity.device)
+    return scores.scatter_add_(1, classes, weights)  # (Q, C)
+
+
+@torch.no_grad()
+def knn_predict(
+    bank: Features,
+    labels: Labels,
+    queries: Features,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+    chunk: int = CHUNK,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Score the classes of each query by its k nearest rows of the bank; `argmax(1)` is the prediction.
+
+    Args:
+        bank: (M, D) features; they need not be normalised, and may be memory-mapped. Rows with NaN are left out.
+        labels: (M,) integers, 0 to num_classes - 1.
+        queries: (Q, D) features, all finite.
+        k: 1 to M.
+        temperature: > 0.
+        num_classes: C; the highest label + 1 unless told.
+        chunk: rows of either side in a tile of similarities, see `nearest`.
+        device: where to compute; the bank's own unless told.
+
+    Returns:
+        (Q, C) float32 scores on `device`; each row sums to 1.
+
+    Raises:
+        ConfigError: `k` is more than there are usable rows, or widths differ.
+        DataError: labels that do not fit, or a query that is not finite.
+    """
+    place = place_of(bank, device)
+    classes = _class_indices(labels, len(bank), num_classes, "the bank").to(place)
+    num_classes = num_classes or int(classes.max()) + 1
+    scores = [torch.empty(0, num_classes, device=place)]
+    for _, block in chunks(queries, HELD * chunk, place):
+        similarity, rows = nearest(bank, block, k, chunk=chunk, device=place)  # (q, K), (q, K)
+        scores.append(votes(similarity, classes[rows], temperature=temperature, num_classes=num_classes))
+    return torch.cat(scores)  # (Q, C)
+
+
+@torch.no_grad()
+def knn_accuracy(
+    bank: Features,
+    labels: Labels,
+    queries: Features,
+    query_labels: Labels,
+    *,
+    k: int | Sequence[int] = (20, 200),
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+    chunk: int = CHUNK,
+    device: torch.device | str | None = None,
+    after_chunk: Callable[[int], object] = lambda queries: None,
+) -> dict[int, Accuracy]:
+    """Classify the queries and compare with their labels; neighbours are searched once for all values of `k`.
+
+    A query with a NaN, an image that could not be read, is not counted. Of classes with equal scores the first counts
+    as the higher; a class without a vote is never among the five.
+
+    Args:
+        bank, labels, queries, temperature, num_classes, chunk, device: as for `knn_predict`.
+        query_labels: (Q,) integers, 0 to num_classes - 1.
+        k: one or more numbers of neighbours, each 1 to M.
+        after_chunk: called with the number of queries that what was just done amounts to.
+
+    Returns:
+        For each k the accuracies in percent.
+
+    Raises:
+        ConfigError: a `k` is more than there are usable rows, or widths differ.
+        DataError: labels that do not fit, or no query left.
+    """
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    place = place_of(bank, device)
+    classes = _class_indices(labels, len(bank), num_classes, "the bank").to(place)
+    wanted = _class_indices(query_labels, len(queries), num_classes, "the queries").to(place)
+    num_classes = num_classes or int(torch.cat([classes, wanted]).max()) + 1
+
+    counted = 0
+    hits = dict.fromkeys(ks, (0, 0))  # of the first, of the first five
+    for start, block in chunks(queries, HELD * chunk, place):
+        readable = block.isfinite().all(1)
+        truth = wanted[start : start + len(block)][readable]
+        similarity, rows = nearest(
+            bank, block[readable], max(ks), chunk=chunk, device=place, after_chunk=after_chunk
+        )  # (q, max K), nearest first
+        counted += len(truth)
+        for each in ks:
+            voters = classes[rows[:, :each]]
+            scores = votes(similarity[:, :each], voters, temperature=temperature, num_classes=num_classes)
+            rank = _rank(scores, truth)
+            first, five = hits[each]
+            hits[each] = first + int((rank < 1).sum()), five + int((rank < 5).sum())
+        after_chunk(len(block) - len(truth))
+    if not counted:
+        raise DataError("there is no readable image to classify; `barlowtwins check` says why")
+    return {each: Accuracy(100 * first / counted, 100 * five / counted) for each, (first, five) in hits.items()}
+
+
+def _rank(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """(Q,): how many classes stand before the true one in the order of scores; all C if it has no vote."""
+    num_classes = scores.shape[1]
+    own = scores.gather(1, truth[:, None])  # (Q, 1)
+    lower = torch.arange(num_classes, device=scores.device) < truth[:, None]  # (Q, C)
+    before = (scores > own) | ((scores == own) & lower)
+    return torch.where(own[:, 0] > 0, before.sum(1), num_classes)
+
+
+def _class_indices(labels: Labels, rows: int, num_classes: int | None, whose: str) -> torch.Tensor:
+    """`labels` as (rows,) int64, checked."""
+    classes = torch.as_tensor(labels).long()
+    if classes.shape != (rows,):
+        raise DataError(f"{whose}: {rows} rows but labels of shape {tuple(classes.shape)}; give one label a row")
+    if rows == 0:
+        raise ConfigError(f"{whose}: no rows; give one or more")
+    low, high = int(classes.min()), int(classes.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        most = "0 and up" if num_classes is None else f"0 to {num_classes - 1}"
+        raise DataError(f"{whose}: labels run from {low} to {high}; they must be {most} (-1 often means unlabelled)")
+    return classes

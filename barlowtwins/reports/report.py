@@ -1,0 +1,69 @@
+"""RUN/report.html: a run as a page, from what it has written (config.json, metrics.jsonl, snapshots/)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from barlowtwins.config import ReportConfig
+from barlowtwins.core.errors import DataError
+from barlowtwins.core.files import write_text
+from barlowtwins.core.printing import data_size
+from barlowtwins.metrics.representation import judge
+from barlowtwins.reports.figures import require_matplotlib
+from barlowtwins.reports.report_page import build
+from barlowtwins.runs.run_folder import RunFolder
+from barlowtwins.runs.snapshots import list_snapshots, load_snapshot
+
+__all__ = ["ReportResult", "report", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What `report` wrote."""
+
+    out: str
+    """The page."""
+    bytes: int
+    step: int
+    steps: int
+    verdict: str
+    """Whether the representation has collapsed, in words."""
+
+    def summary(self) -> str:
+        return f"{self.out} ({data_size(self.bytes)}), step {self.step:,} of {self.steps:,}. {self.verdict}"
+
+
+def report(config: ReportConfig) -> ReportResult:
+    """Write the page of a run, which may still be training.
+
+    Raises:
+        DataError: the folder is no RUN folder.
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the page cannot be written.
+    """
+    return write_report(config.run)
+
+
+def write_report(run: str | Path) -> ReportResult:
+    """`report` by the folder alone, as training calls it."""
+    require_matplotlib()
+    folder = RunFolder(run)
+    try:
+        config = json.loads(folder.config.read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder.path} is not a folder that `barlowtwins pretrain` has made ({error}); give a RUN folder"
+        ) from error
+    records = folder.read_log()
+    found = [load_snapshot(path) for path in list_snapshots(folder.snapshots)]
+    snapshots = [snapshot for snapshot in found if snapshot is not None]
+    verdict = judge(records)
+    plan = config.get("plan")
+    steps = int(plan.get("steps") or 0) if isinstance(plan, dict) else 0
+    step = max((record["step"] for record in records), default=0)
+    write_text(folder.report, build(folder.path.absolute().name, config, records, snapshots, verdict))
+    return ReportResult(str(folder.report), folder.report.stat().st_size, step, steps, verdict.words)

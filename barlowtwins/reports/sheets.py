@@ -1,0 +1,122 @@
+"""`augment`: images and their views side by side, by both executors, with everything that was drawn for each view."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from barlowtwins.config import AugmentConfig, PretrainConfig
+from barlowtwins.core.printing import plural
+from barlowtwins.data.images import Unreadable
+from barlowtwins.data.open import open_source
+from barlowtwins.data.preprocess import as_image
+from barlowtwins.reports.tiles import Tile, draw_sheet, require_picture, write_sheet
+from barlowtwins.train.recipes import resolve
+from barlowtwins.views.augmentation import AugmentRecipe, ViewParameters, augmentation, draw_views, rng_for
+from barlowtwins.views.batched import make_views
+from barlowtwins.views.draw import pack_views
+from barlowtwins.views.pillow import apply_view
+from barlowtwins.views.transform import TwinTransform
+
+__all__ = ["AugmentResult", "augment", "describe"]
+
+SIDE = 208  # of a view in pixels: the drawn parameters fit below it
+JITTER = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True)
+class AugmentResult:
+    """What `augment` drew."""
+
+    out: str
+    augmentation: AugmentRecipe
+    images: int
+    """Shown; an unreadable one has an empty tile."""
+    of: int
+    """Images that there are."""
+    views: int
+    """Of all images together, each of them by both executors."""
+
+    def summary(self) -> str:
+        """What a person is told."""
+        recipe = self.augmentation
+        if self.images < self.of:
+            shown = f"shows {self.images:,} of {plural(self.of, 'image')}, evenly spread (--images: more)"
+        else:
+            shown = f"shows {'all ' if self.of > 1 else ''}{plural(self.of, 'image')}"
+        return (
+            f"{self.out} {shown}, and {plural(self.views, 'view')} of {recipe.size} x {recipe.size} pixels "
+            f"({recipe.name}), each by both executors"
+        )
+
+
+def augment(config: AugmentConfig) -> AugmentResult:
+    """Draw images and their views, as pretraining with this seed makes them, with the drawn parameters under each.
+
+    Each pair of views has a row: the image, its first view by Pillow's executor and by the batched one, and the second.
+
+    Raises:
+        DataError: no such data.
+        ConfigError: an unknown augmentation.
+        OutputError: the picture cannot be written.
+    """
+    require_picture(config.out)
+    source = open_source(config.data, split=config.split, data_root=config.data_root)
+    name = config.augmentation
+    if name == "auto":
+        flags = PretrainConfig(config.data, "", image_size=config.image_size)
+        name = resolve(flags, channels=source.channels, size=source.size).augmentation
+    recipe = TwinTransform(augmentation(name), size=config.image_size, channels=source.channels).recipe
+    shown = np.unique(np.linspace(0, len(source) - 1, min(config.images, len(source))).round().astype(np.int64))
+
+    rows, views = [], 0
+    for index in shown.tolist():
+        read = source.read(index)
+        if isinstance(read, Unreadable):
+            rows.append([Tile(None, (source.key(index), f"unreadable: {read.why}"), marked=True)])
+            continue
+        image = as_image(read, recipe.channels)
+        for epoch in range(config.epoch, config.epoch + config.pairs):
+            pair = draw_views(recipe, image.width, image.height, rng_for(config.seed, epoch, index))
+            said = (source.key(index), f"{image.width} x {image.height}", f"epoch {epoch + 1}")
+            rows.append([Tile(image, said, marked=True), *_views(image, pair, recipe)])
+            views += 2
+    title = f"{recipe.name}: {config.data}, views of {recipe.size} x {recipe.size}, seed {config.seed}"
+    write_sheet(config.out, draw_sheet(rows, title=title, side=SIDE))
+    return AugmentResult(config.out, recipe, len(shown), len(source), views)
+
+
+def _views(image: Image.Image, pair: tuple[ViewParameters, ViewParameters], recipe: AugmentRecipe) -> list[Tile]:
+    """Both views, each by Pillow's executor and by the batched one, with how far they differ."""
+    levels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, -1)
+    plain = dataclasses.replace(recipe, mean=(0.0,) * recipe.channels, std=(1.0,) * recipe.channels)
+    batched = make_views(levels, pack_views([pair]), plain)  # two of (1, C, S, S)
+    tiles = []
+    for number, (parameters, view) in enumerate(zip(pair, batched, strict=True), 1):
+        drawn = describe(parameters)
+        by_pillow = apply_view(image, parameters, recipe)
+        tiles.append(Tile(by_pillow, (f"view {number} by pillow", *drawn)))
+        pixels = (view[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()  # (S, S, C)
+        pixels = pixels[..., 0] if recipe.channels == 1 else pixels
+        off = np.abs(pixels.astype(int) - np.asarray(by_pillow)).mean()
+        said = (f"view {number} by batched", *drawn, f"{off:.2f} of 255 levels off")
+        tiles.append(Tile(Image.fromarray(pixels), said))
+    return tiles
+
+
+def describe(parameters: ViewParameters) -> tuple[str, ...]:
+    """Everything random about a view in short lines: crop and flip, each colour jitter in its order, the rest."""
+    p = parameters
+    lines = [f"crop {p.width} x {p.height} at {p.left}, {p.top}"]
+    if p.jitter is not None:
+        said = [f"{JITTER[i]} {p.jitter.factors[i]:{'+.2f' if i == 3 else '.2f'}}" for i in p.jitter.order]
+        lines += [", ".join(said[:2]), ", ".join(said[2:])]
+    rest = ["flip"] if p.flip else []
+    rest += ["grey"] if p.grey else []
+    rest += [f"blur {p.blur_sigma:.2f} px"] if p.blur_sigma is not None else []
+    rest += ["solarise"] if p.solarize else []
+    return (*lines, *([", ".join(rest)] if rest else []))

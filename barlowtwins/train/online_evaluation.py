@@ -1,0 +1,147 @@
+"""How good is the representation while it is learned: kNN and a linear probe on held-out labels, every few epochs."""
+
+# M images in the bank, Q queries, D features
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from barlowtwins.config import PretrainConfig
+from barlowtwins.core.errors import DataError
+from barlowtwins.core.progress import say
+from barlowtwins.data.open import Source, has_split, open_source, subset
+from barlowtwins.data.preprocess import Preprocessing
+from barlowtwins.embedding.embedder import Embedder, extract
+from barlowtwins.metrics.knn import knn_accuracy
+from barlowtwins.metrics.logistic import COARSE, fit_logistic
+
+__all__ = ["OnlineKNN", "held_out"]
+
+BANK, QUERIES = 10_000, 2_000  # images at most: an evaluation should take seconds, not minutes
+NEIGHBOURS = 20
+PENALTY = 1e-3  # of the probe, one for all: `evaluate linear` looks for the best
+BATCH = 128
+ASIDE = 6  # of labelled images without a test split, every sixth is a query
+
+
+def held_out(config: PretrainConfig, source: Source) -> tuple[Source, Source] | None:
+    """The labelled images that are the bank and those that are classified by it, or None where there are no labels.
+
+    Queries are what `--val` names, else the test split of a named data set, else every sixth image of the training
+    data: training may see it, but its label counts for nothing there. Where the training data have no labels, `--val`
+    gives both, queries being every sixth of it.
+
+    Raises:
+        DataError: `--val` has no labels, or other classes than the training data.
+    """
+    watched = config.knn_every or config.probe_every
+    if config.val == "none" or not watched or (source.labels is None and config.val is None):
+        return None
+    queries = None
+    if config.val is not None or has_split(config.data, "test"):
+        queries = open_source(config.val or config.data, split="test", data_root=config.data_root)
+        if queries.labels is None:
+            raise DataError(f"{config.val or config.data} has no labels, which --val needs; leave it out, or use none")
+    bank = source
+    if bank.labels is None and queries is not None:
+        bank, queries = queries, None
+    if queries is None:
+        every = np.arange(len(bank))
+        bank, queries = subset(bank, every[every % ASIDE != 0]), subset(bank, every[every % ASIDE == 0])
+    if queries.classes != bank.classes:
+        unknown = sorted(set(queries.classes) ^ set(bank.classes))
+        raise DataError(
+            f"--val has {len(queries.classes)} classes, the training data {len(bank.classes)}; only one of the two has "
+            f"{_some(unknown)}. Leave --val out, or use none"
+        )
+    return _thin(bank, BANK), _thin(queries, QUERIES)
+
+
+class OnlineKNN:
+    """Weighted kNN (k = 20, T = 0.07) and a linear probe of held-out images, on features of the network as it stands.
+
+    The probe is multinomial logistic regression on standardised features, penalty 1e-3, trained to convergence.
+    """
+
+    def __init__(
+        self, bank: Source, queries: Source, preprocessing: Preprocessing, *, device: str, workers: int
+    ) -> None:
+        self.bank, self.queries, self.preprocessing = bank, queries, preprocessing
+        self.device, self.workers = device, workers
+
+    def accuracy(self, backbone: nn.Module, give_up: Callable[[], bool] | None = None) -> float | None:
+        """`evaluate`, kNN alone."""
+        found = self.evaluate(backbone, give_up=give_up)
+        return None if found is None else found["knn"]
+
+    def evaluate(
+        self,
+        backbone: nn.Module,
+        *,
+        knn: bool = True,
+        probe: bool = False,
+        give_up: Callable[[], bool] | None = None,
+    ) -> dict[str, float] | None:
+        """Percent of the held-out images whose class is found; the network is left as it was.
+
+        Args:
+            backbone: (n, C, S, S) -> (n, D).
+            knn: by their neighbours in the bank.
+            probe: by a linear classifier trained on the bank. Both take the same features.
+            give_up: asked after each batch; the answer True ends it.
+
+        Returns:
+            "knn" and "probe", as asked for; None if it gave up, or if no image could be read: a run does not fail for
+            being watched.
+        """
+
+        def ask(done: int, total: int) -> None:
+            if give_up is not None and give_up():
+                raise _GivenUpError
+
+        embedder = Embedder(backbone, self.preprocessing, device=self.device)
+        features, labels = [], []
+        for source in (self.bank, self.queries):
+            try:
+                rows, good = extract(source, embedder, batch_size=BATCH, workers=self.workers, progress=ask)
+            except _GivenUpError:
+                return None
+            assert source.labels is not None
+            features.append(rows[good])  # (M, D), then (Q, D)
+            labels.append(source.labels[good])
+        if not all(map(len, features)):
+            say("warning: no kNN, since none of the held-out images, or none of the bank's, gives features")
+            return None
+        found = {}
+        if knn:
+            k = min(NEIGHBOURS, len(features[0]))
+            found["knn"] = knn_accuracy(features[0], labels[0], features[1], labels[1], k=k, device=self.device)[k].top1
+        if probe:
+            found["probe"] = self._probe(features, labels)
+        return found
+
+    def _probe(self, features: list[npt.NDArray[np.float32]], labels: list[npt.NDArray[np.int64]]) -> float:
+        x, queries = (torch.from_numpy(part) for part in features)  # (M, D), (Q, D)
+        truth, wanted = (torch.from_numpy(part) for part in labels)
+        fit = fit_logistic(x, truth, num_classes=len(self.bank.classes), l2=PENALTY, tolerance=COARSE)
+        return 100 * (fit.logits(queries).argmax(1) == wanted).double().mean().item()
+
+
+class _GivenUpError(Exception):
+    """Leaves an evaluation through a progress callback."""
+
+
+def _thin(source: Source, most: int) -> Source:
+    """At most `most` images, evenly spread, so that every class keeps its share of a sorted listing."""
+    if len(source) <= most:
+        return source
+    return subset(source, np.linspace(0, len(source) - 1, most).round().astype(np.int64))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
