@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from barlowtwins.data.images import Unreadable
-from barlowtwins.data.open import Source
 from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import OutputError, TrainingError
 from barlowtwins.core.files import write_json
+from barlowtwins.core.progress import say
+from barlowtwins.data.images import Unreadable
+from barlowtwins.data.open import Source
 from barlowtwins.loss import LossTerms
 from barlowtwins.models.barlow_twins import BarlowTwins
-from barlowtwins.core.progress import say
 from barlowtwins.views.twins import Rows, TwinBatch
 
 __all__ = ["FiniteGuard", "TrainingBatch", "is_out_of_memory", "require_finite_weights", "require_readable"]

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 import torchvision
 
-from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.core.errors import OutputError
 from barlowtwins.core.files import sweep_partial, write_json, write_text
+from barlowtwins.core.safetensors_file import write_safetensors
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.version import __version__
-from barlowtwins.core.safetensors_file import write_safetensors
 
 __all__ = ["RunFolder", "backbone_metadata"]
 

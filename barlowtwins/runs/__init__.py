@@ -1,0 +1,1 @@
+"""Folders of runs and jobs: what lies where, checkpoints, snapshots, guards. It does not know what runs in them."""
