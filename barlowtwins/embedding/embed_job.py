@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,13 +22,12 @@ from typing import Any
 
 import numpy as np
 import PIL
-import torch
-import torchvision
 
 from barlowtwins.config import EmbedConfig
 from barlowtwins.core.errors import OutputError, RunLockedError
 from barlowtwins.core.files import atomic_write, sweep_partial, write_json
 from barlowtwins.core.locks import FolderLock
+from barlowtwins.core.versions import versions
 from barlowtwins.data.open import has_split
 from barlowtwins.data.sources import Source
 from barlowtwins.embedding.embedder import Embedder
@@ -45,7 +43,6 @@ from barlowtwins.embedding.embeddings import (
     write_index,
 )
 from barlowtwins.embedding.shards import Shard, plan_shards, read_failures, read_features
-from barlowtwins.version import __version__
 from barlowtwins.zoo.registry import registry
 
 __all__ = ["EmbedJob", "runtime_of"]
@@ -224,7 +221,7 @@ class EmbedJob:
                 "root": None if self.source.root is None else str(self.source.root.absolute()),
                 "classes": list(self.source.classes),
                 **self.record,
-                "versions": _versions(),
+                "versions": versions(numpy=np.__version__, pillow=PIL.__version__),
             },
         )
 
@@ -286,14 +283,3 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, TypeError) as error:
         raise OutputError(f"{path} cannot be read ({error}); choose another folder, or remove this one") from error
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "barlowtwins": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "python": platform.python_version(),
-    }

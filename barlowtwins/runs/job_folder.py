@@ -12,21 +12,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
-import torchvision
 
 from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import OutputError
 from barlowtwins.core.files import sweep_partial, write_json
 from barlowtwins.core.locks import FolderLock
 from barlowtwins.core.printing import plain
-from barlowtwins.version import __version__
+from barlowtwins.core.versions import versions
 
 __all__ = ["RESULTS", "check_head_file", "open_job", "write_results"]
 
@@ -84,13 +80,7 @@ def check_head_file(path: str | None, *, overwrite: bool) -> None:
 
 def write_results(folder: Path, job: dict[str, Any], result: object) -> None:
     """Write results.json: the result, the job, and the versions that made it."""
-    versions = {
-        "barlowtwins": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-    }
-    write_json(folder / RESULTS, {**plain(result), "job": plain(job), "versions": versions})
+    write_json(folder / RESULTS, {**plain(result), "job": plain(job), "versions": versions()})
 
 
 def _begin(folder: Path, job: dict[str, Any], *, overwrite: bool) -> None:

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 from pathlib import Path
 from typing import Any
-
-import torch
-import torchvision
 
 from barlowtwins.core.errors import OutputError
 from barlowtwins.core.files import sweep_partial, write_json, write_text
 from barlowtwins.core.safetensors_file import write_safetensors
+from barlowtwins.core.versions import versions
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.version import __version__
@@ -46,13 +43,7 @@ class RunFolder:
 
     def write_config(self, record: dict[str, Any]) -> None:
         """Write the decided settings and what else is worth knowing, with the versions that made the run."""
-        versions = {
-            "barlowtwins": __version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-        }
-        write_json(self.config, {**record, "versions": versions})
+        write_json(self.config, {**record, "versions": versions()})
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written; for the process that holds the folder's lock."""
