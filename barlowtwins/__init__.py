@@ -80,12 +80,12 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
     from barlowtwins.models.barlow_twins import BarlowTwins as BarlowTwins
     from barlowtwins.models.resnet import build_backbone as build_backbone
     from barlowtwins.optim import LARS as LARS
+    from barlowtwins.pretraining import PretrainResult as PretrainResult, pretrain as pretrain
     from barlowtwins.reports.map import MapResult as MapResult, map as map
     from barlowtwins.reports.neighbors import NeighboursResult as NeighboursResult, neighbours as neighbours
     from barlowtwins.reports.report import ReportResult as ReportResult, report as report
     from barlowtwins.reports.sheets import AugmentResult as AugmentResult, augment as augment
     from barlowtwins.shapes_demo import DemoResult as DemoResult, demo as demo
-    from barlowtwins.train.pretrain import PretrainResult as PretrainResult, pretrain as pretrain
     from barlowtwins.train.trackers import Tracker as Tracker
     from barlowtwins.views.transform import TwinTransform as TwinTransform
     from barlowtwins.zoo.commands import (
@@ -138,12 +138,12 @@ _NAMES = {
     "models.barlow_twins": "BarlowTwins",
     "models.resnet": "build_backbone",
     "optim": "LARS",
+    "pretraining": "PretrainResult pretrain",
     "reports.map": "MapResult map",
     "reports.neighbors": "NeighboursResult neighbours",
     "reports.report": "ReportResult report",
     "reports.sheets": "AugmentResult augment",
     "shapes_demo": "DemoResult demo",
-    "train.pretrain": "PretrainResult pretrain",
     "train.trackers": "Tracker",
     "views.transform": "TwinTransform",
     "zoo.commands": "weights_get weights_list weights_show weights_verify",

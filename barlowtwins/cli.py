@@ -42,7 +42,7 @@ class Command:
 
 
 COMMANDS = {
-    "pretrain": Command(config.PretrainConfig, "barlowtwins.train.pretrain:pretrain"),
+    "pretrain": Command(config.PretrainConfig, "barlowtwins.pretraining:pretrain"),
     "embed": Command(config.EmbedConfig, "barlowtwins.embedding.embed:embed"),
     "evaluate knn": Command(config.KNNConfig, "barlowtwins.evaluate:evaluate_knn"),
     "evaluate linear": Command(config.LinearConfig, "barlowtwins.evaluate:evaluate_linear"),

@@ -15,8 +15,8 @@ from barlowtwins.config import DemoConfig, KNNConfig, PretrainConfig
 from barlowtwins.core.progress import say
 from barlowtwins.data.open import open_source
 from barlowtwins.evaluate import evaluate_knn
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.run_folder import RunFolder
-from barlowtwins.train.pretrain import pretrain
 
 __all__ = ["DemoResult", "demo"]
 

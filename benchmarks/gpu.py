@@ -43,8 +43,8 @@ from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.loss import barlow_twins_loss
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.guards import FiniteGuard
-from barlowtwins.train.pretrain import pretrain
 from barlowtwins.views.executors import Executor
 from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows, TwinBatch, plan_batches

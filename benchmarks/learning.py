@@ -45,7 +45,7 @@ from barlowtwins.metrics.knn import knn_accuracy
 from barlowtwins.metrics.logistic import fit_logistic
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer, learning_rate_factor
-from barlowtwins.train.pretrain import pretrain
+from barlowtwins.pretraining import pretrain
 from barlowtwins.train.recipes import load_recipe
 from barlowtwins.views.transform import AugmentRecipe, TwinTransform
 from barlowtwins.zoo.weights import load_weights

@@ -19,7 +19,7 @@ from barlowtwins.data.open import open_source, subset
 from barlowtwins.data.preprocess import Preprocessing, as_image
 from barlowtwins.data.sources import ArraySource
 from barlowtwins.embedding.embedder import Embedder, extract
-from barlowtwins.train.pretrain import pretrain
+from barlowtwins.pretraining import pretrain
 from barlowtwins.views.executors import Executor
 from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows

@@ -34,8 +34,8 @@ from barlowtwins.loss import barlow_twins_loss
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.models.resnet import build_backbone
 from barlowtwins.optim import build_optimizer
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.checkpoint import Checkpoint, save_checkpoint
-from barlowtwins.train.pretrain import pretrain
 from barlowtwins.train.resume import restore
 from barlowtwins.zoo.conversion import WRITERS, Conversion, detectron2_name, weights_convert
 from barlowtwins.zoo.published import published_checkpoint as to_published, read_published

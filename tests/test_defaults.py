@@ -11,7 +11,7 @@ from PIL import Image
 
 from barlowtwins.config import PretrainConfig
 from barlowtwins.data.open import open_source
-from barlowtwins.train.pretrain import pretrain
+from barlowtwins.pretraining import pretrain
 from barlowtwins.train.recipes import Settings, recipe_names, resolve
 from barlowtwins.train.recipes.defaults import augmentation_for, lars_rate
 from barlowtwins.train.recipes.probe_images import Observed, observe

@@ -16,8 +16,9 @@ from barlowtwins.core.distributed import World
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import open_source
 from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.pretraining import pretrain
 from barlowtwins.train.estimate import Estimate, Memory, estimate, estimate_run, saved_bytes
-from barlowtwins.train.pretrain import build_model, pretrain
+from barlowtwins.train.pretrain import build_model
 from barlowtwins.train.recipes import Settings, resolve
 
 SETTINGS = resolve(tiny(Path("run")), channels=3, size=(32, 32))

@@ -13,8 +13,8 @@ from training import log, outcome, tiny
 
 from barlowtwins.core.errors import CheckpointError
 from barlowtwins.data.open import Source, open_source, subset
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.checkpoint import load_newest
-from barlowtwins.train.pretrain import pretrain
 from barlowtwins.views.executors import CropReader, Executor, with_channels
 from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows, TwinBatch, TwinReader, plan_batches

@@ -13,9 +13,9 @@ from training import outcome, tiny, uninterrupted
 from barlowtwins.data.open import open_source
 from barlowtwins.metrics.representation import alignment, effective_rank, feature_deviation, uniformity
 from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.snapshots import Snapshot, list_snapshots, load_snapshot, save_snapshot
 from barlowtwins.train.inspection import Watch
-from barlowtwins.train.pretrain import pretrain
 from barlowtwins.views.transform import TwinTransform
 
 

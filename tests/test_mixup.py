@@ -13,8 +13,8 @@ from training import equal, log, tiny
 from barlowtwins.core.errors import ConfigError, UsageError
 from barlowtwins.loss import cross_correlation
 from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.pretraining import pretrain
 from barlowtwins.train.mixup import Mix, draw_mix, mixed_loss, mixup_loss, require_one_process
-from barlowtwins.train.pretrain import pretrain
 
 
 def as_written(z1: Tensor, z2: Tensor, z: Tensor, mix: Mix) -> Tensor:

@@ -18,7 +18,7 @@ from barlowtwins.core.errors import DataError, MissingExtraError
 from barlowtwins.data.fast_jpeg import read_pixels
 from barlowtwins.data.images import Unreadable, read_image
 from barlowtwins.data.open import open_source
-from barlowtwins.train.pretrain import pretrain
+from barlowtwins.pretraining import pretrain
 from barlowtwins.views import opencv as augment_opencv
 from barlowtwins.views.augmentation import Jitter
 from barlowtwins.views.executors import Executor

@@ -31,9 +31,10 @@ from barlowtwins.core.errors import (
 from barlowtwins.data.open import open_source
 from barlowtwins.loss import off_diagonal_floor
 from barlowtwins.optim import learning_rate_factor
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.checkpoint import list_checkpoints, load_checkpoint, load_newest
 from barlowtwins.runs.guards import FiniteGuard
-from barlowtwins.train.pretrain import Plan, build_model, plan_run, pretrain
+from barlowtwins.train.pretrain import Plan, build_model, plan_run
 from barlowtwins.train.recipes import resolve
 from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import epoch_order

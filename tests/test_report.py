@@ -17,10 +17,10 @@ from training import tiny
 from barlowtwins.cli import main
 from barlowtwins.data.shapes import draw_shapes
 from barlowtwins.metrics.representation import Verdict
+from barlowtwins.pretraining import pretrain
 from barlowtwins.reports.report import write_report
 from barlowtwins.reports.report_page import build
 from barlowtwins.runs.snapshots import list_snapshots, load_snapshot
-from barlowtwins.train.pretrain import pretrain
 
 HOSTILE = "<script>window.hacked=1<"  # a file name has no slash
 

@@ -19,7 +19,7 @@ from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.hub import resnet50
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.models.resnet import build_backbone, feature_width
-from barlowtwins.train.pretrain import pretrain
+from barlowtwins.pretraining import pretrain
 from barlowtwins.zoo.conversion import weights_convert
 from barlowtwins.zoo.export import export
 from barlowtwins.zoo.weights import load_weights

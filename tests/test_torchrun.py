@@ -17,7 +17,7 @@ from processes import free_port
 from safetensors.torch import load_file
 
 from barlowtwins.config import PretrainConfig
-from barlowtwins.train.pretrain import pretrain
+from barlowtwins.pretraining import pretrain
 
 pytestmark = pytest.mark.slow
 

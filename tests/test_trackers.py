@@ -10,7 +10,7 @@ import pytest
 from training import tiny, words
 
 from barlowtwins.cli import main
-from barlowtwins.train.pretrain import pretrain
+from barlowtwins.pretraining import pretrain
 from barlowtwins.train.trackers import TensorBoard
 
 

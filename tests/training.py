@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from barlowtwins.config import PretrainConfig
-from barlowtwins.train.pretrain import pretrain
+from barlowtwins.pretraining import pretrain
 
 torch.set_num_threads(1)  # as the processes of `pool`: sums depend on how they are shared out
 

@@ -3,7 +3,8 @@ looks at the network meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -78,6 +79,7 @@ def open_journal(
     device: torch.device,
     workers: int,
     trackers: Sequence[Tracker],
+    write_report: Callable[[Path], object] | None,
 ) -> Journal:
     """The journal of a run, with a look at the network each few epochs, and a kNN where there are labels.
 
@@ -90,6 +92,7 @@ def open_journal(
         start: step from which this process goes on.
         device, workers: as the run has them.
         trackers: get each line, as does the one that `config.track` names.
+        write_report: writes the page of a RUN folder, if there is to be one.
 
     Raises:
         MissingExtraError: `config.track` names what is not installed.
@@ -116,4 +119,5 @@ def open_journal(
         watch=watch,
         report_every=config.report_every,
         trackers=[*trackers, *opened],
+        write_report=write_report,
     )

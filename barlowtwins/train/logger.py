@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +18,6 @@ from barlowtwins.core.progress import Progress, say
 from barlowtwins.loss import LossTerms
 from barlowtwins.metrics.representation import judge, judge_loss
 from barlowtwins.models.barlow_twins import BarlowTwins
-from barlowtwins.reports.report import write_report
 from barlowtwins.runs.run_folder import RunFolder
 from barlowtwins.train.inspection import Watch
 from barlowtwins.train.online_evaluation import OnlineKNN
@@ -42,6 +42,7 @@ class Journal:
         lambd: weight of the off-diagonal terms; with it the log says how far above its floor the loss is.
         watch, report_every: what looks at the network, if anything does, and the epochs between two looks.
         trackers: what else gets each line.
+        write_report: writes the page of a RUN folder, if there is to be one.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Journal:
         watch: Watch | None = None,
         report_every: int = 1,
         trackers: Sequence[Tracker] = (),
+        write_report: Callable[[Path], object] | None = None,
     ) -> None:
         self.run, self.steps_per_epoch, self.batch_size = run, steps_per_epoch, batch_size
         self.log_every, self.knn, self.knn_every = log_every, knn, knn_every
         self.probe_every, self.lambd = probe_every, lambd
         self.watch, self.report_every, self.trackers = watch, report_every, trackers
+        self.write_report = write_report
         self.loss: float | None = None
         self.accuracy: float | None = None
         self.images, self.seconds = 0, 0.0  # of this process's own steps, evaluations and saves not counted
@@ -179,12 +182,12 @@ class Journal:
 
     def report(self) -> None:
         """Write report.html, if the run looks at its network at all; that it cannot be is no failure."""
-        if self.watch is None or self._next_report == math.inf:
+        if self.write_report is None or self.watch is None or self._next_report == math.inf:
             return
         started = time.perf_counter()
         try:
             with self.pause():
-                write_report(self.run.path)
+                self.write_report(self.run.path)
         except MissingExtraError as error:
             say(f"no {self.run.report.name}: {error}")
             self._next_report = math.inf

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -47,14 +48,20 @@ from barlowtwins.views.twins import plan_batches
 __all__ = ["Plan", "PretrainResult", "build_model", "plan_run", "pretrain"]
 
 
-def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> PretrainResult:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    trackers: Sequence[Tracker] = (),
+    write_report: Callable[[Path], object] | None = None,
+) -> PretrainResult:
     """Train a backbone and a projector on unlabelled images, or go on doing so.
 
     Under `torchrun` all processes share each batch, and the result is that of one process within float tolerance.
 
     Args:
         config: what to do; every `None` in it is decided by the recipe or the data.
-        trackers: get each line of metrics.jsonl as well (see `tracking`), on the process that writes.
+        trackers: get each line of metrics.jsonl as well (see `trackers`), on the process that writes.
+        write_report: writes the page of a RUN folder; called after evaluations and at the end.
 
     Returns:
         what came of it; the files are in `config.out` (see `RunFolder`).
@@ -79,7 +86,7 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
                 found = estimate_run(config, settings, model, source, world, steps=plan.steps)
                 return PretrainResult(config.out, 0, plan, settings, _parameters(model), estimate=found)
             with FolderLock(config.out) if world.writes else contextlib.nullcontext():
-                return _train(config, settings, plan, model, source, watched, world, trackers)
+                return _train(config, settings, plan, model, source, watched, world, trackers, write_report)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -113,6 +120,7 @@ def _train(
     watched: Watched | None,
     world: World,
     trackers: Sequence[Tracker],
+    write_report: Callable[[Path], object] | None,
 ) -> PretrainResult:
     device, n = world.device, settings.batch_size
     workers = default_workers() if config.workers is None else config.workers
@@ -171,6 +179,7 @@ def _train(
             device=device,
             workers=workers,
             trackers=trackers,
+            write_report=write_report,
         )
 
     guard = FiniteGuard(model, executor.__getitem__, source, world=world, report=run.path / "nonfinite.json")

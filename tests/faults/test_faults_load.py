@@ -22,8 +22,8 @@ from barlowtwins.config import EmbedConfig
 from barlowtwins.core.errors import DownloadError, OutputError
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embeddings import open_embeddings
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.checkpoint import list_checkpoints
-from barlowtwins.train.pretrain import pretrain
 from barlowtwins.zoo.download import download
 
 Counted = Callable[[str, int], None]

@@ -17,7 +17,8 @@ import pytest
 from training import log, outcome, tiny, uninterrupted, wait_until, words
 
 from barlowtwins.core.errors import CheckpointError, ConfigError
-from barlowtwins.train.pretrain import plan_run, pretrain
+from barlowtwins.pretraining import pretrain
+from barlowtwins.train.pretrain import plan_run
 from barlowtwins.train.recipes import resolve
 
 GENTLE = {"stem": "small-stride2", "optimizer": "lars", "lr": 8.0, "lr_bias": 8e-5, "weight_decay": 1e-4}

@@ -26,8 +26,8 @@ from barlowtwins.core.errors import BarlowTwinsError, CheckpointError, DataError
 from barlowtwins.embedding.embeddings import open_embeddings
 from barlowtwins.embedding.shards import plan_shards, read_features
 from barlowtwins.hub import barlow_twins, embedder, resnet18
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.checkpoint import load_checkpoint
-from barlowtwins.train.pretrain import pretrain
 from barlowtwins.zoo.weights import load_weights
 
 Counted = Callable[[str, int], None]

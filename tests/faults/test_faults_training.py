@@ -24,10 +24,10 @@ from training import full_disk, log, outcome, steps, tiny, uninterrupted, wait_u
 
 from barlowtwins.core.errors import CheckpointError, OutputError, RunLockedError, TrainingError
 from barlowtwins.core.files import PARTIAL_SUFFIX
+from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.checkpoint import list_checkpoints, load_newest
 from barlowtwins.runs.guards import FiniteGuard
 from barlowtwins.runs.run_folder import RunFolder
-from barlowtwins.train.pretrain import pretrain
 from barlowtwins.views.twins import epoch_order
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of POSIX")
