@@ -15,7 +15,7 @@ help:
 	@echo "make test     all tests (ARGS='-m \"not slow\"', ARGS=tests/test_loss.py, ...)"
 	@echo "make oldest   what depends on torch's version, on the oldest torch that is supported"
 	@echo "make faults   all faults that the project must survive, and a table of them"
-	@echo "make lint     ruff and mypy"
+	@echo "make lint     ruff, mypy, and the layers of the package"
 	@echo "make bench    every benchmark but protocols.py, which needs a run; results go to benchmarks/results"
 	@echo "make pictures the README's, from runs/demo (ARGS=RUN: of another run on shapes)"
 	@echo "make clean    remove what was built, the environment included"
@@ -46,6 +46,7 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 bench: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
