@@ -41,7 +41,7 @@ from barlowtwins.config import PretrainConfig
 from barlowtwins.core.device import autocast, resolve_device, resolve_precision, usable_cores
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import ArraySource
-from barlowtwins.metrics.knn import knn_accuracy
+from barlowtwins.metrics.knn import Labeled, knn_accuracy
 from barlowtwins.metrics.logistic import fit_logistic
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer, learning_rate_factor
@@ -191,7 +191,7 @@ def judge(backbone: nn.Module, train: ArraySource, test: ArraySource, device: to
     x, queries = features(backbone, train, device), features(backbone, test, device)
     assert train.labels is not None
     assert test.labels is not None
-    knn = knn_accuracy(x, train.labels, queries, test.labels, k=20, temperature=0.07)[20].top1
+    knn = knn_accuracy(Labeled(x, train.labels), Labeled(queries, test.labels), k=20, temperature=0.07)[20].top1
     fit = fit_logistic(x, torch.from_numpy(train.labels), num_classes=10, l2=PENALTY, tolerance=1e-3)
     right = fit.logits(queries).argmax(1) == torch.from_numpy(test.labels)
     return {"knn": knn, "linear": 100 * right.double().mean().item()}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from barlowtwins.data.open import Source, open_source
 from barlowtwins.loss import barlow_twins_loss, cross_correlation
-from barlowtwins.metrics.knn import knn_accuracy
+from barlowtwins.metrics.knn import Labeled, knn_accuracy
 from barlowtwins.metrics.representation import effective_rank
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.models.resnet import feature_identity
@@ -90,7 +90,7 @@ def learn(loss: Callable[[Tensor, Tensor], Tensor] | None, seed: int) -> Learned
         embeddings = model.projector(queries)  # (HELD_OUT, D)
     assert train.labels is not None
     assert held_out.labels is not None
-    knn = knn_accuracy(bank, train.labels, queries, held_out.labels, k=20)[20].top1
+    knn = knn_accuracy(Labeled(bank, train.labels), Labeled(queries, held_out.labels), k=20)[20].top1
     return Learned(knn, effective_rank(embeddings - embeddings.mean(0)))
 
 

@@ -16,7 +16,7 @@ from barlowtwins.core.errors import ConfigError, DataError, OutputError
 from barlowtwins.data.open import open_source
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embedder import load_embedder
-from barlowtwins.evaluate import evaluate_knn, knn_accuracy
+from barlowtwins.evaluate import Labeled, evaluate_knn, knn_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,9 @@ def test_images_are_embedded_and_compared(config: KNNConfig, work: Path) -> None
     result = evaluate_knn(config)
     embedder = load_embedder(work / "tiny.safetensors", device="cpu")
     train, val = open_source(work / "train"), open_source(work / "val")
-    expected = knn_accuracy(embedder.encode(train), train.labels, embedder.encode(val), val.labels, k=(1, 5))
+    expected = knn_accuracy(
+        Labeled(embedder.encode(train), train.labels), Labeled(embedder.encode(val), val.labels), k=(1, 5)
+    )
     assert result.accuracy == {k: expected[k].top1 for k in (1, 5)}
     assert result.top5 == {k: expected[k].top5 for k in (1, 5)}
     assert (result.n_train, result.n_val, result.unreadable, result.classes) == (30, 19, 1, 3)
@@ -116,7 +118,7 @@ def test_pixels_are_standardised_and_compared_as_they_are(config: KNNConfig) -> 
     pixels = [np.stack([np.asarray(s.read(i), dtype=np.float64) for i in range(60)]) for s in (train, val)]
     mean, std = pixels[0].mean((0, 1, 2)), pixels[0].std((0, 1, 2))
     bank, queries = (((part - mean) / std).reshape(60, -1) for part in pixels)
-    expected = knn_accuracy(bank, train.labels, queries, val.labels, k=(1, 5))
+    expected = knn_accuracy(Labeled(bank, train.labels), Labeled(queries, val.labels), k=(1, 5))
     assert result.accuracy == {k: expected[k].top1 for k in (1, 5)}
 
 

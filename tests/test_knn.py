@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from barlowtwins.core.errors import ConfigError, DataError
-from barlowtwins.metrics.knn import knn_accuracy, knn_predict, votes
+from barlowtwins.metrics.knn import Labeled, knn_accuracy, knn_predict, votes
 
 CLASSES = 7
 
@@ -49,7 +49,7 @@ def test_agrees_with_scikit_learn(k: int) -> None:
     np.testing.assert_allclose(ours.numpy(), theirs, atol=2e-5)
     assert (ours.argmax(1).numpy() == peer.predict(queries.astype(np.float64))).all()
 
-    accuracy = knn_accuracy(bank, labels, queries, truth, k=k, chunk=256)[k]
+    accuracy = knn_accuracy(Labeled(bank, labels), Labeled(queries, truth), k=k, chunk=256)[k]
     assert accuracy.top1 == pytest.approx(100 * peer.score(queries.astype(np.float64), truth))
     five = np.argsort(-theirs, axis=1, kind="stable")[:, :5]
     voted = np.take_along_axis(theirs, five, axis=1) > 0
@@ -59,22 +59,22 @@ def test_agrees_with_scikit_learn(k: int) -> None:
 
 def test_several_k_from_one_search_equal_one_at_a_time() -> None:
     (bank, labels), (queries, truth) = clusters(300, 5), clusters(90, 6)
-    together = knn_accuracy(bank, labels, queries, truth, k=(1, 10, 100), chunk=50)
+    together = knn_accuracy(Labeled(bank, labels), Labeled(queries, truth), k=(1, 10, 100), chunk=50)
     for k in (1, 10, 100):
-        assert together[k] == knn_accuracy(bank, labels, queries, truth, k=k)[k]
+        assert together[k] == knn_accuracy(Labeled(bank, labels), Labeled(queries, truth), k=k)[k]
 
 
 def test_top5_counts_only_classes_that_have_a_vote() -> None:
     bank, labels = np.eye(6, dtype=np.float32), np.arange(6)
-    accuracy = knn_accuracy(bank, labels, np.eye(6)[:1], [1], k=1, num_classes=6)[1]
+    accuracy = knn_accuracy(Labeled(bank, labels), Labeled(np.eye(6)[:1], [1]), k=1, num_classes=6)[1]
     assert accuracy == (0, 0)  # the one neighbour votes 0; class 1 does not come second by default
 
 
 def test_equal_scores_go_to_the_first_class() -> None:
     bank = np.array([[1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.float32)
     labels = np.array([2, 1, 1, 2])
-    assert knn_accuracy(bank, labels, bank[:1], [1], k=4)[4].top1 == 100
-    assert knn_accuracy(bank, labels, bank[:1], [2], k=4)[4].top1 == 0
+    assert knn_accuracy(Labeled(bank, labels), Labeled(bank[:1], [1]), k=4)[4].top1 == 100
+    assert knn_accuracy(Labeled(bank, labels), Labeled(bank[:1], [2]), k=4)[4].top1 == 0
     assert int(knn_predict(bank, labels, bank[:1], k=4).argmax()) == 1
 
 
@@ -83,16 +83,16 @@ def test_unreadable_images_neither_vote_nor_count() -> None:
     holed_bank, holed_queries = bank.copy(), queries.copy()
     holed_bank[::5], holed_queries[::3] = np.nan, np.nan
     keep, asked = np.arange(200) % 5 != 0, np.arange(60) % 3 != 0
-    assert knn_accuracy(holed_bank, labels, holed_queries, truth, k=9, chunk=32) == knn_accuracy(
-        bank[keep], labels[keep], queries[asked], truth[asked], k=9
+    assert knn_accuracy(Labeled(holed_bank, labels), Labeled(holed_queries, truth), k=9, chunk=32) == knn_accuracy(
+        Labeled(bank[keep], labels[keep]), Labeled(queries[asked], truth[asked]), k=9
     )
     with pytest.raises(DataError, match="no readable image"):
-        knn_accuracy(bank, labels, np.full_like(queries, np.nan), truth, k=9)
+        knn_accuracy(Labeled(bank, labels), Labeled(np.full_like(queries, np.nan), truth), k=9)
 
 
 def test_one_class_is_always_right() -> None:
     bank, _ = clusters(30, 9)
-    assert knn_accuracy(bank, np.zeros(30, int), bank, np.zeros(30, int), k=5)[5] == (100, 100)
+    assert knn_accuracy(Labeled(bank, np.zeros(30, int)), Labeled(bank, np.zeros(30, int)), k=5)[5] == (100, 100)
 
 
 def test_a_small_temperature_overflows_nothing() -> None:
@@ -107,10 +107,10 @@ def test_a_small_temperature_overflows_nothing() -> None:
 def test_bad_labels_and_sizes_are_told() -> None:
     (bank, labels), (queries, truth) = clusters(50, 12), clusters(10, 13)
     with pytest.raises(ConfigError, match="200 neighbours are asked of a bank of 50 rows; choose k from 1 to 50"):
-        knn_accuracy(bank, labels, queries, truth, k=(20, 200))
+        knn_accuracy(Labeled(bank, labels), Labeled(queries, truth), k=(20, 200))
     with pytest.raises(DataError, match=r"the bank: 50 rows but labels of shape \(49,\)"):
-        knn_accuracy(bank, labels[1:], queries, truth, k=5)
+        knn_accuracy(Labeled(bank, labels[1:]), Labeled(queries, truth), k=5)
     with pytest.raises(DataError, match="labels run from -1 to"):
-        knn_accuracy(bank, labels, queries, truth - 1, k=5)
+        knn_accuracy(Labeled(bank, labels), Labeled(queries, truth - 1), k=5)
     with pytest.raises(DataError, match="must be 0 to 2"):
         knn_predict(bank, labels, queries, k=5, num_classes=3)

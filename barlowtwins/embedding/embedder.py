@@ -66,7 +66,7 @@ class Embedder:
         failed: the images of the last `encode` that could not be read, by row.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a public signature, whose keywords are a promise
         self,
         backbone: nn.Module,
         preprocessing: Preprocessing,

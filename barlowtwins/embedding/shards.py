@@ -19,7 +19,7 @@ import numpy as np
 
 from barlowtwins.core.errors import OutputError
 from barlowtwins.core.files import atomic_write
-from barlowtwins.data.batches import STALL, open_batches, ranges
+from barlowtwins.data.batches import open_batches, ranges
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.sources import Source
 from barlowtwins.embedding.embedder import Embedder, Rows, unit_length
@@ -58,7 +58,6 @@ def embed_shards(
     batch_size: int = 64,
     normalize: bool = False,
     workers: int = 0,
-    stall: float = STALL,
     after_batch: Callable[[int, int], object] = lambda rows, failed: None,
 ) -> None:
     """Make the files of `shards` that are not in `folder` yet, one after the other, reading ahead across their borders.
@@ -73,7 +72,6 @@ def embed_shards(
         batch_size: images a forward pass.
         normalize: scale each row to unit length.
         workers: processes that read images; 0: read in this one.
-        stall: seconds without an image after which the workers count as hanging.
         after_batch: called with the numbers of rows just done and of those of them that failed; what it raises ends
             the work, and whole shards stay.
 
@@ -86,7 +84,7 @@ def embed_shards(
     plans = [ranges(shard.rows.start, shard.rows.stop, batch_size) for shard in missing]
     pin = embedder.device.type == "cuda"
     every = list(itertools.chain.from_iterable(plans))
-    with open_batches(source, embedder.preprocessing, every, workers=workers, pin_memory=pin, stall=stall) as batches:
+    with open_batches(source, embedder.preprocessing, every, workers=workers, pin_memory=pin) as batches:
         for shard, plan in zip(missing, plans, strict=True):
             features = np.empty((len(shard.rows), embedder.dim), dtype=np.float32)
             failed: dict[int, Unreadable] = {}

@@ -9,7 +9,7 @@ from barlowtwins.evaluate.linear import evaluate_linear, fit_head
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.semi import evaluate_semi
 from barlowtwins.evaluate.svm import SVMResult, evaluate_svm
-from barlowtwins.metrics.knn import Accuracy, knn_accuracy, knn_predict
+from barlowtwins.metrics.knn import Accuracy, Labeled, knn_accuracy, knn_predict
 from barlowtwins.metrics.scores import Scores
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "EvaluationResult",
     "FewShot",
     "KNNResult",
+    "Labeled",
     "SVMResult",
     "Scores",
     "evaluate_finetune",

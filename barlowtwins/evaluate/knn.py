@@ -19,7 +19,7 @@ from barlowtwins.core.printing import plural, table
 from barlowtwins.core.progress import Progress, say
 from barlowtwins.evaluate.feature_pair import LabelledFeatures, plan_feature_pair
 from barlowtwins.evaluate.fewshot import FewShot, few_shot_accuracy
-from barlowtwins.metrics.knn import Accuracy, knn_accuracy
+from barlowtwins.metrics.knn import Accuracy, Labeled, knn_accuracy
 from barlowtwins.metrics.nearest import CHUNK, Features, chunks
 from barlowtwins.runs.job_folder import open_job, write_results
 
@@ -118,10 +118,8 @@ def _classify(
     def accuracies(k: tuple[int, ...], bar: Progress, rows: npt.NDArray[np.int64] | None = None) -> dict[int, Accuracy]:
         """By a bank of all images, or of some."""
         return knn_accuracy(
-            bank.features if rows is None else bank.features[rows],
-            bank.labels if rows is None else bank.labels[rows],
-            queries.features,
-            queries.labels,
+            Labeled(bank.features, bank.labels) if rows is None else Labeled(bank.features[rows], bank.labels[rows]),
+            Labeled(queries.features, queries.labels),
             k=k,
             temperature=config.temperature,
             num_classes=len(bank.classes),

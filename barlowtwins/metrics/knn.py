@@ -18,9 +18,18 @@ import torch
 from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.metrics.nearest import CHUNK, HELD, Features, chunks, nearest, place_of
 
-__all__ = ["Accuracy", "knn_accuracy", "knn_predict", "votes"]
+__all__ = ["Accuracy", "Labeled", "knn_accuracy", "knn_predict", "votes"]
 
 Labels: TypeAlias = "torch.Tensor | np.ndarray[Any, np.dtype[Any]] | Sequence[int]"
+
+
+class Labeled(NamedTuple):
+    """Features and their classes."""
+
+    features: Features
+    """(M, D)."""
+    labels: Labels
+    """(M,) integers, 0 to C - 1."""
 
 
 class Accuracy(NamedTuple):
@@ -95,10 +104,8 @@ def knn_predict(
 
 @torch.no_grad()
 def knn_accuracy(
-    bank: Features,
-    labels: Labels,
-    queries: Features,
-    query_labels: Labels,
+    bank: Labeled,
+    queries: Labeled,
     *,
     k: int | Sequence[int] = (20, 200),
     temperature: float = 0.07,
@@ -113,8 +120,9 @@ def knn_accuracy(
     as the higher; a class without a vote is never among the five.
 
     Args:
-        bank, labels, queries, temperature, num_classes, chunk, device: as for `knn_predict`.
-        query_labels: (Q,) integers, 0 to num_classes - 1.
+        bank: M rows and their labels.
+        queries: Q rows and their labels.
+        temperature, num_classes, chunk, device: as for `knn_predict`.
         k: one or more numbers of neighbours, each 1 to M.
         after_chunk: called with the number of queries that what was just done amounts to.
 
@@ -126,18 +134,18 @@ def knn_accuracy(
         DataError: labels that do not fit, or no query left.
     """
     ks = (k,) if isinstance(k, int) else tuple(k)
-    place = place_of(bank, device)
-    classes = _class_indices(labels, len(bank), num_classes, "the bank").to(place)
-    wanted = _class_indices(query_labels, len(queries), num_classes, "the queries").to(place)
+    place = place_of(bank.features, device)
+    classes = _class_indices(bank.labels, len(bank.features), num_classes, "the bank").to(place)
+    wanted = _class_indices(queries.labels, len(queries.features), num_classes, "the queries").to(place)
     num_classes = num_classes or int(torch.cat([classes, wanted]).max()) + 1
 
     counted = 0
     hits = dict.fromkeys(ks, (0, 0))  # of the first, of the first five
-    for start, block in chunks(queries, HELD * chunk, place):
+    for start, block in chunks(queries.features, HELD * chunk, place):
         readable = block.isfinite().all(1)
         truth = wanted[start : start + len(block)][readable]
         similarity, rows = nearest(
-            bank, block[readable], max(ks), chunk=chunk, device=place, after_chunk=after_chunk
+            bank.features, block[readable], max(ks), chunk=chunk, device=place, after_chunk=after_chunk
         )  # (q, max K), nearest first
         counted += len(truth)
         for each in ks:

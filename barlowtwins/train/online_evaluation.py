@@ -17,7 +17,7 @@ from barlowtwins.core.progress import say
 from barlowtwins.data.open import Source, has_split, open_source, subset
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embedder import Embedder, extract
-from barlowtwins.metrics.knn import knn_accuracy
+from barlowtwins.metrics.knn import Labeled, knn_accuracy
 from barlowtwins.metrics.logistic import COARSE, fit_logistic
 
 __all__ = ["OnlineKNN", "held_out"]
@@ -120,7 +120,8 @@ class OnlineKNN:
         found = {}
         if knn:
             k = min(NEIGHBOURS, len(features[0]))
-            found["knn"] = knn_accuracy(features[0], labels[0], features[1], labels[1], k=k, device=self.device)[k].top1
+            bank, queries = map(Labeled, features, labels)
+            found["knn"] = knn_accuracy(bank, queries, k=k, device=self.device)[k].top1
         if probe:
             found["probe"] = self._probe(features, labels)
         return found
