@@ -1,4 +1,4 @@
-"""The optimiser side: LARS, which parameters are decayed, and the learning rate as a function of the step."""
+"""Optimizers: LARS, parameter groups, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["LARS", "build_optimizer", "learning_rate_factor", "parameter_groups"
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017) as the published recipe uses it.
+    """Layer-wise adaptive rate scaling (You et al. 2017), as in the published recipe.
 
-    For a parameter p with gradient g, where `adapt` is on (momentum buffer m starts at 0):
+    For a parameter p with gradient g, if `adapt` is on (the momentum buffer m starts at 0):
 
         g <- g + weight_decay p
-        g <- g * eta |p| / |g|          (where both norms are positive)
+        g <- g * eta |p| / |g|          (if both norms are positive)
         m <- momentum m + g
         p <- p - lr m
 
-    Groups with `adapt=False` skip the second line; `parameter_groups` makes biases and batch norm such a group, without
-    decay. All parameters of a group are updated by a few multi-tensor calls, with no value read back from the device.
+    Groups with `adapt=False` skip the second line; `parameter_groups` puts biases and batch norm into such a group,
+    without decay. A few multi-tensor calls update all parameters of a group; no value is read back from the device.
 
     Args:
         params: parameters or groups; a group may set `lr`, `weight_decay`, `momentum`, `eta` and `adapt`.
         lr: learning rate.
         weight_decay: added to the gradient as weight_decay * p.
-        momentum: of the scaled gradient, without dampening.
+        momentum: factor of the momentum buffer, without dampening.
         eta: trust coefficient.
-        adapt: scale by the ratio of norms.
+        adapt: whether to scale by the ratio of norms.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; returns what `closure` returned, if given."""
+        """Update every parameter that has a gradient; return the result of `closure`, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -89,9 +89,9 @@ class LARS(torch.optim.Optimizer):
 
 
 def parameter_groups(module: nn.Module, *, lr: float, lr_bias: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Split a module's parameters as published: weights, and the 1-d ones (biases, batch norm) without decay.
+    """Split the parameters as published: weights; and 1-d ones (biases, batch norm), without decay.
 
-    The groups carry `peak_lr`, which a schedule multiplies, and `adapt`, which LARS reads.
+    The groups hold `peak_lr`, which a schedule multiplies, and `adapt`, which LARS reads.
     """
     params = [p for p in module.parameters() if p.requires_grad]
     return [
@@ -103,13 +103,16 @@ def parameter_groups(module: nn.Module, *, lr: float, lr_bias: float, weight_dec
 def build_optimizer(
     name: str, module: nn.Module, *, lr: float, lr_bias: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimiser of a recipe over `parameter_groups`; learning rates start at 0 and follow `learning_rate_factor`.
+    """Build an optimizer over `parameter_groups`; its learning rates start at 0, for `learning_rate_factor`.
 
     Args:
         name: "lars" (momentum 0.9, eta 0.001), "sgd" (momentum 0.9) or "adamw" (betas 0.9, 0.999).
-        module: what is trained.
+        module: the network to train.
         lr, lr_bias: peak learning rates of weights and of 1-d parameters, already multiplied by batch size / 256.
-        weight_decay: of weights.
+        weight_decay: weight decay of the weights.
+
+    Raises:
+        ConfigError: the name is unknown.
     """
     groups = parameter_groups(module, lr=lr, lr_bias=lr_bias, weight_decay=weight_decay)
     if name == "lars":
@@ -122,15 +125,17 @@ def build_optimizer(
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int, final: float = 0.001) -> float:
-    """What the peak learning rate is multiplied by at a step: a linear warm-up, then a half cosine down to `final`.
+    """Return the factor of the peak learning rate: a linear warmup, then a half cosine down to `final`.
 
     Args:
-        step: from 0; `step >= steps` gives `final`.
+        step: number of the step, from 0; `step >= steps` gives `final`.
         steps: length of the run.
         warmup_steps: the factor rises from 0 at step 0 to 1 at this step; at most `steps`.
         final: factor at the end.
     """
+    if step >= steps:
+        return final
     if step < warmup_steps:
         return step / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    progress = (step - warmup_steps) / (steps - warmup_steps)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -114,3 +114,24 @@ def test_bad_labels_and_sizes_are_told() -> None:
         knn_accuracy(Labeled(bank, labels), Labeled(queries, truth - 1), k=5)
     with pytest.raises(DataError, match="must be 0 to 2"):
         knn_predict(bank, labels, queries, k=5, num_classes=3)
+
+
+@pytest.mark.parametrize("odd", [0.5, float("nan"), float("inf"), 1 + 2j])
+@pytest.mark.parametrize("kind", ["list", "array", "tensor"])
+def test_labels_that_are_not_whole_numbers_are_refused(odd: complex, kind: str) -> None:
+    (bank, labels), (queries, truth) = clusters(50, 12), clusters(10, 13)
+    given = [*truth[:-1].tolist(), odd]
+    convert = {"list": list, "array": np.asarray, "tensor": torch.tensor}[kind]
+    with pytest.raises(DataError, match=r"the queries: label .* is not a whole number; number the classes 0, 1, 2"):
+        knn_accuracy(bank, labels, queries, convert(given), k=5)
+    with pytest.raises(DataError, match=r"the bank: label .* is not a whole number"):
+        knn_predict(bank, [odd, *labels[1:].tolist()], queries, k=5)
+
+
+def test_names_as_labels_are_refused_and_whole_floats_are_read() -> None:
+    (bank, labels), (queries, truth) = clusters(50, 12), clusters(10, 13)
+    with pytest.raises(DataError, match=r"the bank: labels have dtype <U3; number the classes 0, 1, 2"):
+        knn_accuracy(bank, ["cat"] * 50, queries, truth, k=5)  # type: ignore[list-item]
+    expected = knn_accuracy(bank, labels, queries, truth, k=5)
+    for dtype in (np.float32, np.float16, np.uint8, np.int16):
+        assert knn_accuracy(bank, labels.astype(dtype), queries, torch.tensor(truth).double(), k=5) == expected

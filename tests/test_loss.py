@@ -1,4 +1,4 @@
-"""The loss against the published formula in float64, for both forms, value and gradient."""
+"""The loss against the plain formula in float64, for both forms, value and gradient."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from barlowtwins.loss import (
     choose_form,
     cross_correlation,
     off_diagonal_floor,
+    plain_loss,
     standardize,
 )
+from barlowtwins.models.barlow_twins import BarlowTwins
 
 LAMBD = 0.0051
 SHAPES = [(2, 1), (2, 5), (3, 3), (8, 64), (64, 8), (37, 41), (128, 16), (16, 128)]
 
 
 def formula(z1: Tensor, z2: Tensor, lambd: float = LAMBD) -> tuple[Tensor, Tensor, Tensor]:
-    """Equation 1 written out with batch norm, autograd and a loop over the matrix's parts: the oracle."""
-    n, d = z1.shape
-    a, b = (torch.nn.functional.batch_norm(z.double(), None, None, training=True) for z in (z1, z2))
-    c = a.T @ b / n
-    eye = torch.eye(d, dtype=torch.bool)
-    on, off = (c[eye] - 1).pow(2).sum(), c[~eye].pow(2).sum()
-    return on + lambd * off, on, off
+    """The plain loss in float64, and its two sums: it is linear in lambd."""
+    z1, z2 = z1.double(), z2.double()
+    on = plain_loss(z1, z2, 0.0)
+    return plain_loss(z1, z2, lambd), on, plain_loss(z1, z2, 1.0) - on
 
 
 def pair(n: int, d: int, *, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -45,6 +44,27 @@ def gradients(function, z1: Tensor, z2: Tensor) -> tuple[Tensor, list[Tensor]]:
     loss = function(*leaves)
     loss.backward()
     return loss.detach(), [z.grad for z in leaves]
+
+
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (5, 3), (37, 41)])
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_plain_loss_is_the_equation_number_by_number(n, d, eps):
+    z1, z2 = pair(n, d)
+    x, y = ((z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + eps) for z in (z1.numpy(), z2.numpy()))
+    expected = 0.0
+    for i in range(d):
+        for j in range(d):
+            c = sum(x[k, i] * y[k, j] for k in range(n)) / n
+            expected += (c - 1) ** 2 if i == j else 0.3 * c**2
+    assert plain_loss(z1, z2, 0.3, eps).item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_plain_loss_standardizes_like_batch_norm():
+    z1, z2 = pair(16, 5)
+    a, b = (torch.nn.functional.batch_norm(z, None, None, training=True) for z in (z1, z2))
+    c = a.T @ b / 16
+    expected = (c - torch.eye(5)).square().sum()  # lambd = 1: the distance from the identity
+    torch.testing.assert_close(plain_loss(z1, z2, 1.0), expected)
 
 
 @pytest.mark.parametrize("form", ["gram", "cross"])
@@ -218,6 +238,78 @@ def test_wrong_shapes_are_refused_with_numbers():
         barlow_twins_loss(torch.zeros(4, 3), torch.zeros(4, 5))
     with pytest.raises(ConfigError, match="1 image"):
         barlow_twins_loss(torch.zeros(1, 3), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("form", ["auto", "gram", "cross"])
+def test_embeddings_that_are_not_real_floating_numbers_are_refused(dtype, form):
+    real, odd = torch.eye(4, 3), torch.eye(4, 3).to(dtype)
+    message = f"the embeddings have dtype {dtype}; they must be real floating-point numbers"
+    for z1, z2 in ((real, odd), (odd, real)):
+        with pytest.raises(ConfigError, match=message):
+            barlow_twins_loss(z1, z2, form=form)
+        with pytest.raises(ConfigError, match=message):
+            cross_correlation(z1, z2)
+    with pytest.raises(ConfigError, match=message):
+        standardize(odd)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, float("inf")])
+def test_numbers_out_of_range_are_refused_before_anything_is_computed(value):
+    z1, z2 = pair(4, 3)
+    message = f"lambd of the loss is {value}; it must be a finite number, 0 or more"
+    for call in (
+        lambda: barlow_twins_loss(z1, z2, value),
+        lambda: BarlowTwinsLoss(value),
+        lambda: BarlowTwins("resnet10_x0_5", "8-8", value),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
+    with pytest.raises(ConfigError, match="eps of the loss"):
+        barlow_twins_loss(z1, z2, eps=value)
+    module = BarlowTwinsLoss()
+    module.lambd = value
+    with pytest.raises(ConfigError, match=message):
+        module(z1, z2)
+    assert barlow_twins_loss(z1, z2, 0.0).loss == barlow_twins_loss(z1, z2, 0.0).on_diagonal
+
+
+def test_an_unknown_form_is_refused():
+    for call in (lambda: barlow_twins_loss(*pair(4, 3), form="grams"), lambda: BarlowTwinsLoss(form="grams")):
+        with pytest.raises(ConfigError, match="form of the loss is 'grams'; it must be one of auto, gram, cross"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("lambda_param", "it is called lambd here"),  # lightly
+        ("lamb", "it is called lambd here"),  # solo-learn
+        ("gather_distributed", "the loss gathers the processes"),  # lightly
+        ("lambada", "it takes lambd"),
+    ],
+)
+def test_names_of_other_packages_are_refused_with_ours(name, hint):
+    z1, z2 = pair(4, 3)
+    calls = {
+        "barlow_twins_loss": lambda **kwargs: barlow_twins_loss(z1, z2, **kwargs),
+        "BarlowTwinsLoss": BarlowTwinsLoss,
+        "BarlowTwins": lambda **kwargs: BarlowTwins("resnet10_x0_5", "8-8", **kwargs),
+    }
+    for function, call in calls.items():
+        with pytest.raises(TypeError, match=rf"{function}\(\) has no argument '{name}'; .*{hint}"):
+            call(**{name: 5e-3})
+
+
+@pytest.mark.parametrize("form", ["gram", "cross"])
+def test_a_second_gradient_is_refused_and_the_plain_loss_has_it(form):
+    z1, z2 = (z.requires_grad_() for z in pair(6, 4))
+    loss = barlow_twins_loss(z1, z2, form=form).loss
+    with pytest.raises(ConfigError, match=r"create_graph=True .* use barlowtwins\.loss\.plain_loss"):
+        torch.autograd.grad(loss, z1, create_graph=True)
+    with pytest.raises(ConfigError, match="create_graph=True"):
+        BarlowTwinsLoss(form=form)(z1, z2).backward(create_graph=True)
+    assert torch.autograd.gradgradcheck(lambda x, y: plain_loss(x, y, 0.1), (z1, z2))
 
 
 @pytest.mark.parametrize("strips", [2, 3, STRIP[1] + 1])

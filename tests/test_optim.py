@@ -121,7 +121,7 @@ def test_each_optimizer_lowers_a_loss(name):
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="lr is -1"):
         LARS([nn.Parameter(torch.ones(1))], lr=-1)
-    with pytest.raises(ConfigError, match="adamw"):
+    with pytest.raises(ConfigError, match="choose one of lars, adamw, sgd"):
         build_optimizer("adam", nn.Linear(1, 1), lr=1, lr_bias=1, weight_decay=0)
 
 
@@ -137,4 +137,11 @@ def test_schedule_rises_peaks_and_falls():
 def test_short_runs_have_a_schedule_too(steps, warmup):
     values = [learning_rate_factor(s, steps=steps, warmup_steps=warmup) for s in range(steps + 2)]
     assert all(0 <= v <= 1 for v in values)
-    assert max(values) == 1.0
+    assert max(values) == (1.0 if warmup < steps else max((steps - 1) / steps, 0.001))
+    assert values[steps:] == [0.001] * 2
+
+
+@pytest.mark.parametrize("final", [0, 0.25])
+def test_the_last_factor_is_final_even_if_the_warmup_is_the_whole_run(final):
+    assert learning_rate_factor(10, steps=10, warmup_steps=10, final=final) == final
+    assert learning_rate_factor(9, steps=10, warmup_steps=10, final=final) == 0.9

@@ -170,14 +170,26 @@ def _rank(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def _class_indices(labels: Labels, rows: int, num_classes: int | None, whose: str) -> torch.Tensor:
-    """`labels` as (rows,) int64, checked."""
-    classes = torch.as_tensor(labels).long()
-    if classes.shape != (rows,):
-        raise DataError(f"{whose}: {rows} rows but labels of shape {tuple(classes.shape)}; give one label a row")
+    """Return `labels` as (rows,) int64, checked."""
+    given = labels if isinstance(labels, torch.Tensor) else torch.from_numpy(_numbers(labels, whose))
+    if given.shape != (rows,):
+        raise DataError(f"{whose}: {rows} rows but labels of shape {tuple(given.shape)}; give one label per row")
     if rows == 0:
         raise ConfigError(f"{whose}: no rows; give one or more")
+    odd = given if given.is_complex() else given[~(given.isfinite() & (given == given.trunc()))]
+    if len(odd):
+        raise DataError(f"{whose}: label {odd[0].item()} is not a whole number; number the classes 0, 1, 2, ...")
+    classes = given.long()
     low, high = int(classes.min()), int(classes.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         most = "0 and up" if num_classes is None else f"0 to {num_classes - 1}"
-        raise DataError(f"{whose}: labels run from {low} to {high}; they must be {most} (-1 often means unlabelled)")
+        raise DataError(f"{whose}: labels run from {low} to {high}; they must be {most} (-1 often means unlabeled)")
     return classes
+
+
+def _numbers(labels: Labels, whose: str) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return `labels` as an array that torch can take."""
+    array = np.asarray(labels)
+    if array.dtype.kind not in "biufc":
+        raise DataError(f"{whose}: labels have dtype {array.dtype}; number the classes 0, 1, 2, ...")
+    return array.astype(np.float64) if array.dtype.kind == "f" else array.copy()

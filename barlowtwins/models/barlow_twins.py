@@ -1,6 +1,6 @@
-"""The training module: a backbone, a projector and the loss, for two views of each image.
+"""The training module: backbone, projector and loss, for two views of each image.
 
-Key names are the published checkpoint's: `backbone.*`, `projector.{0,1,3,4,6}.*` and `bn.*`.
+Its key names are those of the published checkpoint: `backbone.*`, `projector.{0,1,3,4,6}.*` and `bn.*`.
 """
 
 # Legend: N images, C input channels, S side in pixels, F features of the backbone, D projector width.
@@ -8,28 +8,32 @@ Key names are the published checkpoint's: `backbone.*`, `projector.{0,1,3,4,6}.*
 from __future__ import annotations
 
 import itertools
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from barlowtwins.core.errors import ConfigError
 from barlowtwins.core.matmul import Linear
-from barlowtwins.loss import BarlowTwinsLoss, LossTerms
+from barlowtwins.loss import BarlowTwinsLoss, LossTerms, refuse_unknown
 from barlowtwins.models.resnet import Stem, build_backbone, feature_width
 
 __all__ = ["BarlowTwins", "build_projector", "parse_projector"]
 
 
 def parse_projector(widths: str) -> tuple[int, ...]:
-    """ "8192-8192-8192" -> (8192, 8192, 8192); raises ConfigError for anything but positive numbers and dashes."""
+    """Return the widths of "8192-8192-8192" as numbers; raise ConfigError if they are not positive."""
     parts = widths.split("-")
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError(f"projector {widths!r} is not understood; write widths joined by dashes: 8192-8192-8192")
+        raise ConfigError(f"projector {widths!r} is not valid; write widths joined by dashes, such as 8192-8192-8192")
     return tuple(int(part) for part in parts)
 
 
 def build_projector(features: int, widths: tuple[int, ...]) -> nn.Sequential:
-    """(N, F) -> (N, D): linear layers without bias, batch norm and ReLU after all but the last (paper, section 2.2)."""
+    """Build the projector, (N, F) -> (N, D): linear layers without bias, each but the last with batch norm and ReLU.
+
+    Section 2.2 of the paper.
+    """
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise((features, *widths)):
         layers += [Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
@@ -37,17 +41,21 @@ def build_projector(features: int, widths: tuple[int, ...]) -> nn.Sequential:
 
 
 class BarlowTwins(nn.Module):
-    """Two views, one network, one loss: `forward(y1, y2)` is the loss of a batch of twins.
+    """Backbone, projector and loss in one module: `forward(y1, y2)` returns the loss of two views of a batch.
 
-    The state dict has the published checkpoint's keys: `backbone.*`, `projector.{0,1,3,4,6}.*` and `bn.*`, the running
-    statistics of the standardised embedding, which nothing uses after training.
+    The state dict has the keys of the published checkpoint: `backbone.*`, `projector.{0,1,3,4,6}.*` and `bn.*`. The
+    last are running statistics of the standardized embedding; they are not used after training.
 
     Args:
-        backbone: a name as `build_backbone` takes it, or a module that gives (N, F) and whose `fc` has `in_features` F.
+        backbone: a name for `build_backbone`, or a module that returns (N, F) and whose `fc` has `in_features` F.
         projector: layer widths joined by dashes.
         lambd: weight of the off-diagonal terms.
         scale_loss: factor on the whole loss.
-        stem, channels: see `build_backbone`; only for a backbone given by name.
+        stem, channels: see `build_backbone`; only used with a backbone name.
+
+    Raises:
+        ConfigError: an unknown backbone, a bad projector or a number out of range.
+        TypeError: an unknown argument; the names of other packages get a hint.
     """
 
     def __init__(
@@ -59,7 +67,9 @@ class BarlowTwins(nn.Module):
         *,
         stem: Stem = "imagenet",
         channels: int = 3,
+        **unknown: NoReturn,
     ) -> None:
+        refuse_unknown("BarlowTwins", unknown)
         super().__init__()
         widths = parse_projector(projector)
         network: nn.Module
@@ -71,22 +81,22 @@ class BarlowTwins(nn.Module):
 
     @property
     def terms(self) -> LossTerms | None:
-        """The parts of the last loss, for a log."""
+        """The parts of the last loss, for logging."""
         return self.loss.terms
 
     def embed(self, y: Tensor) -> Tensor:
-        """(N, C, S, S) -> (N, D), the projector's output, not standardised."""
+        """(N, C, S, S) -> (N, D), the output of the projector, not standardized."""
         return self.projector(self.backbone(y))
 
     def forward(self, y1: Tensor, y2: Tensor) -> Tensor:
-        """Two views (N, C, S, S) of the same images, normalised -> the scalar loss.
+        """Return the scalar loss of two views (N, C, S, S) of the same images, normalized.
 
-        The views pass one after the other, so that each is normalised by its own batch statistics, as published.
+        The views pass through the network one after the other, so each has its own batch statistics, as published.
         """
         return self.loss_of(self.embed(y1), self.embed(y2))
 
     def loss_of(self, z1: Tensor, z2: Tensor) -> Tensor:
-        """Two embeddings (n, D) -> the scalar loss; in training it also moves `bn`'s running statistics."""
+        """Return the scalar loss of two embeddings (n, D); in training mode, update the running statistics of `bn`."""
         loss = self.loss(z1, z2)
         if self.training:
             self._track_statistics()
@@ -94,7 +104,7 @@ class BarlowTwins(nn.Module):
 
     @torch.no_grad()
     def _track_statistics(self) -> None:
-        """Move `bn`'s running statistics as it would have done itself: once a view, with the unbiased variance."""
+        """Update the running statistics as `bn` itself would: once per view, with the unbiased variance."""
         assert self.loss.terms is not None
         n = self.loss.terms.images
         for mean, var in self.loss.terms.statistics:
