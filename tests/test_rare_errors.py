@@ -64,7 +64,6 @@ from barlowtwins.evaluate.features import extract_features
 from barlowtwins.evaluate.multilabel import open_multilabel
 from barlowtwins.evaluate.protocols import FINE_TUNING, learning_rate
 from barlowtwins.evaluate.semi import listed_images
-from barlowtwins.evaluate.supervised_loop import _readers_may_be_stopped_too
 from barlowtwins.loss import barlow_twins_loss
 from barlowtwins.metrics.knn import knn_predict
 from barlowtwins.models.resnet import build_backbone, feature_width, recognize_backbone
@@ -479,18 +478,6 @@ def test_a_rank_that_is_stopped_while_it_waits() -> None:
     job = SimpleNamespace(shards=[1], missing=lambda shards: shards)
     stop = SimpleNamespace(requested=True, name="SIGTERM")
     fails(lambda: _wait_for_others(job, stop), StoppedEarly, "SIGTERM while other processes embed")  # type: ignore[arg-type]
-
-
-def test_readers_that_a_scheduler_stops_as_well() -> None:
-    stop = SimpleNamespace(requested=True, name="SIGUSR1")
-
-    def dies() -> None:
-        with _readers_may_be_stopped_too(stop):  # type: ignore[arg-type]
-            raise DataError("a worker died")
-
-    fails(dies, StoppedEarly, "stopped by SIGUSR1; the same command goes on from the last checkpoint")
-    stop.requested = False
-    fails(dies, DataError, "a worker died")
 
 
 def test_ways_of_dividing_the_work_that_exclude_each_other(

@@ -25,7 +25,7 @@ from torchvision.models.resnet import ResNet
 
 from barlowtwins.config import FinetuneConfig, KNNConfig, LinearConfig, SemiConfig
 from barlowtwins.core.distributed import World
-from barlowtwins.core.errors import ConfigError, OutputError, TrainingError
+from barlowtwins.core.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from barlowtwins.evaluate.crops import CropFlip, LabelledReader
 from barlowtwins.evaluate.finetune import evaluate_finetune
 from barlowtwins.evaluate.knn import evaluate_knn
@@ -33,7 +33,8 @@ from barlowtwins.evaluate.labelled import Labelled, open_labelled, open_pair
 from barlowtwins.evaluate.linear import evaluate_linear
 from barlowtwins.evaluate.protocols import FINE_TUNING, PUBLISHED_LINEAR, Protocol, fine_tuning, learning_rate
 from barlowtwins.evaluate.semi import evaluate_semi
-from barlowtwins.evaluate.supervised_loop import score, train_classifier
+from barlowtwins.evaluate.supervised_loop import LoopOptions, score, train_classifier
+from barlowtwins.runs.checkpoint import Checkpoint, save_checkpoint
 from barlowtwins.views.twins import plan_batches
 from barlowtwins.zoo.heads import fresh_classifier, load_classifier, load_head
 from barlowtwins.zoo.weights import load_weights
@@ -42,6 +43,7 @@ torch.set_num_threads(1)  # as in the processes that are started here: sums depe
 
 ALONE = World(0, 1, torch.device("cpu"))
 HOW = tiny.TINY
+COMMON = LoopOptions(HOW, ALONE)
 FAST = Protocol("test", 2, 16, 0.5, 0.1, 1e-4, "warm-up", (0.3, 1.0))
 
 
@@ -154,7 +156,7 @@ def test_training_is_what_it_says_step_by_step(frozen: bool, weights: Path) -> N
     train, net = shapes(), network(weights)
     expected = copy.deepcopy(net)
     by_hand(expected, train, protocol, frozen=frozen)
-    trained = train_classifier(net, train, protocol, preprocessing=HOW, world=ALONE)
+    trained = train_classifier(net, train, protocol, COMMON)
     assert (trained.steps, trained.batch_size) == (2 * (50 // 16), 16)
     for key, value in expected.state_dict().items():
         torch.testing.assert_close(net.state_dict()[key], value, rtol=1e-5, atol=1e-6)
@@ -163,13 +165,10 @@ def test_training_is_what_it_says_step_by_step(frozen: bool, weights: Path) -> N
 def test_a_frozen_backbone_stays_as_it_is_to_the_bit(weights: Path) -> None:
     net = network(weights)
     before = state_of(net)
-    train_classifier(net, shapes(), PUBLISHED_LINEAR.with_flags(LinearConfig("", epochs=2, batch_size=16)), **COMMON)
+    train_classifier(net, shapes(), PUBLISHED_LINEAR.with_flags(LinearConfig("", epochs=2, batch_size=16)), COMMON)
     after = net.state_dict()
     assert {key for key in after if not torch.equal(after[key], before[key])} == {"fc.weight", "fc.bias"}
     assert sum("running_var" in key for key in after) > 5  # batch norm's statistics are among what stays
-
-
-COMMON: dict[str, Any] = {"preprocessing": HOW, "world": ALONE}
 
 
 def test_a_tiny_set_is_learned_by_heart(weights: Path, tmp_path: Path) -> None:
@@ -177,15 +176,15 @@ def test_a_tiny_set_is_learned_by_heart(weights: Path, tmp_path: Path) -> None:
     train = open_labelled(str(tiny.write_images(tmp_path, 8, classes=4)), split="train")
     protocol = Protocol("test", 60, 8, 3.0, 1.0, 0.0, "warm-up", (1.0, 1.0))
     net = network(weights, classes=4)
-    trained = train_classifier(net, train, protocol, **COMMON)
+    trained = train_classifier(net, train, protocol, COMMON)
     assert trained.accuracy == 100 and trained.loss < 0.05
-    assert score(net, train, **COMMON).top1 == 100
+    assert score(net, train, COMMON).top1 == 100
 
 
 def test_scores_are_the_networks_in_evaluation_mode(weights: Path) -> None:
     _, val = open_pair("shapes:45", None)
     net = network(weights).train()
-    found = score(net, val, batch_size=7, **COMMON)
+    found = score(net, val, COMMON, batch_size=7)
     with torch.no_grad():
         logits = net.eval()(torch.stack([HOW(val.source.read(index)) for index in range(45)]))
     right = (logits.argmax(1).numpy() == val.labels).mean()
@@ -195,7 +194,7 @@ def test_scores_are_the_networks_in_evaluation_mode(weights: Path) -> None:
 def test_workers_change_nothing(weights: Path) -> None:
     nets = [network(weights) for _ in range(2)]
     results = [
-        train_classifier(net, shapes(), FAST, workers=workers, **COMMON)
+        train_classifier(net, shapes(), FAST, dataclasses.replace(COMMON, workers=workers))
         for net, workers in zip(nets, (0, 2), strict=True)
     ]
     assert results[0] == results[1]
@@ -258,7 +257,9 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on_to_the_bit(
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[1]
     assert process.returncode == 75, said
-    assert re.search(r"stopped: stopped by SIGTERM after step \d+ of 24, saved in .* goes on from there", said)
+    assert re.search(
+        r"stopped: stopped by SIGTERM after step \d+ of 24, saved in .*; the same command resumes from there", said
+    )
     assert len(list((tmp_path / "checkpoints").glob("*.pt"))) == 1 and not (tmp_path / "results.json").exists()
 
     with pytest.raises(OutputError, match=r"holds another evaluation \(seed was 0, is 1\)"):
@@ -310,7 +311,7 @@ def test_the_saved_classifier_is_the_one_that_was_judged(weights: Path, tmp_path
         classifier = load_classifier(result.head)
         assert classifier.weights.sha256 != load_weights(weights).sha256
         _, val = open_pair(config.train, None)
-        again = score(classifier.build(), val, preprocessing=classifier.head.preprocessing, world=ALONE)
+        again = score(classifier.build(), val, LoopOptions(classifier.head.preprocessing, ALONE))
         assert again.top1 == result.scores.top1
     assert sorted(path.name for path in (tmp_path / "heads").iterdir()) == [
         "mine.backbone.safetensors",
@@ -322,29 +323,46 @@ def test_too_many_unreadable_images_end_it_and_a_few_do_not(weights: Path, tmp_p
     train = open_labelled(str(tiny.write_images(tmp_path, 40, classes=4)), split="train")
     train.source.path(3).write_bytes(b"")
     net = network(weights, classes=4)
-    trained = train_classifier(net, train, FAST, max_bad=0.05, **COMMON)
+    trained = train_classifier(net, train, FAST, dataclasses.replace(COMMON, max_bad=0.05))
     assert trained.unreadable == 1
     with pytest.raises(TrainingError, match=r"cannot be read: 1 .* more than the 0 that --max-bad allows"):
-        train_classifier(net, train, FAST, max_bad=0.01, **COMMON)
+        train_classifier(net, train, FAST, COMMON)
 
 
-def test_a_loss_that_is_not_finite_ends_it_before_the_update(weights: Path) -> None:
+@pytest.mark.parametrize("protocol", [FAST, PUBLISHED_LINEAR])
+def test_a_loss_that_is_not_finite_ends_it_before_the_update(weights: Path, tmp_path: Path, protocol: Protocol) -> None:
     net = network(weights)
     net.fc.bias.data[0] = torch.inf
     before = state_of(net.fc)
-    with pytest.raises(TrainingError, match="not finite at step 0; try a lower --lr-backbone or --lr-head"):
-        train_classifier(net, shapes(), FAST, **COMMON)
+    rates = "--lr-head" if protocol.frozen else "--lr-backbone or --lr-head"
+    with pytest.raises(TrainingError, match=rf"the loss is nan at step 0; nothing was updated\. Try a lower {rates},"):
+        train_classifier(net, shapes(), protocol, COMMON)
     assert all(torch.equal(value, before[key]) for key, value in net.fc.state_dict().items())
+    with pytest.raises(TrainingError, match=r"nonfinite\.json has the images and the numbers\)"):
+        train_classifier(net, shapes(), protocol, dataclasses.replace(COMMON, folder=tmp_path))
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert report["loss"] == "nan" and report["parameters_not_finite"] == ["fc.bias"] and report["views"] == []
+    assert len(report["images"]) == min(protocol.batch_size, 50) and not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_checkpoint_of_something_else_is_refused(weights: Path, tmp_path: Path) -> None:
+    """As when a folder is put together by hand: of another network, or of pretraining."""
+    model, data = network(weights, classes=4).state_dict(), {"epoch": {}}
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0).state_dict()
+    options = dataclasses.replace(COMMON, folder=tmp_path)
+    for checkpoint in (Checkpoint(3, model, optimizer, {}, data), Checkpoint(4, {}, optimizer, {}, {})):
+        save_checkpoint(tmp_path, checkpoint)
+        told = rf"the checkpoint at step {checkpoint.step} of .* is not of this evaluation: .+; choose another --out"
+        with pytest.raises(CheckpointError, match=told):
+            train_classifier(network(weights), shapes(), FAST, options)
 
 
 def test_batches_that_do_not_fit_are_refused_with_numbers(weights: Path) -> None:
     with pytest.raises(ConfigError, match="batch size 16 is not divisible by 3 processes; try 15"):
-        train_classifier(network(weights), shapes(), FAST, preprocessing=HOW, world=World(0, 3, torch.device("cpu")))
+        train_classifier(network(weights), shapes(), FAST, LoopOptions(HOW, World(0, 3, torch.device("cpu"))))
     one = Labelled(shapes().source, shapes().labels, shapes().classes)
     with pytest.raises(ConfigError, match="too few to train on"):
-        train_classifier(
-            network(weights), one, Protocol("test", 1, 1, 0.1, 0.1, 0, "cosine"), preprocessing=HOW, world=ALONE
-        )
+        train_classifier(network(weights), one, Protocol("test", 1, 1, 0.1, 0.1, 0, "cosine"), COMMON)
 
 
 # Processes ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from barlowtwins.core.safetensors_file import write_safetensors
 from barlowtwins.evaluate.labelled import Labelled
 from barlowtwins.evaluate.protocols import Protocol
 from barlowtwins.evaluate.results import EvaluationResult
-from barlowtwins.evaluate.supervised_loop import score, train_classifier
+from barlowtwins.evaluate.supervised_loop import LoopOptions, score, train_classifier
 from barlowtwins.models.resnet import feature_width
 from barlowtwins.runs.job_folder import check_head_file, open_job, write_results
 from barlowtwins.runs.run_folder import backbone_metadata
@@ -54,7 +54,6 @@ def evaluate_trained(
     if world.writes:
         check_head_file(config.save_head, overwrite=config.overwrite)
     precision = resolve_precision(config.precision, world.device)
-    workers = default_workers() if config.workers is None else config.workers
     job = {
         "evaluation": evaluation,
         "protocol": protocol,
@@ -68,22 +67,18 @@ def evaluate_trained(
     with open_job(config.out, job, overwrite=config.overwrite, world=world) as folder:
         network = weights.build()
         network.fc = fresh_classifier(feature_width(network), len(train.classes), seed=config.seed)
-        trained = train_classifier(
-            network,
-            train,
-            protocol,
-            preprocessing=weights.preprocessing,
-            world=world,
+        options = LoopOptions(
+            weights.preprocessing,
+            world,
             seed=config.seed,
-            workers=workers,
+            workers=default_workers() if config.workers is None else config.workers,
             precision=precision,
             max_bad=config.max_bad,
             folder=folder,
             save_every=config.save_every,
         )
-        scores = score(
-            network, val, preprocessing=weights.preprocessing, world=world, workers=workers, precision=precision
-        )
+        trained = train_classifier(network, train, protocol, options)
+        scores = score(network, val, options)
         used = dataclasses.replace(protocol, epochs=trained.epochs, batch_size=trained.batch_size, least_steps=0)
         head_file = Path(config.save_head) if config.save_head else folder / "head.safetensors" if folder else None
         result = EvaluationResult(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import OutputError, TrainingError
@@ -22,6 +22,10 @@ from barlowtwins.views.twins import Rows, TwinBatch
 
 __all__ = ["FiniteGuard", "TrainingBatch", "is_out_of_memory", "require_finite_weights", "require_readable"]
 
+WAY_OUT = (
+    "Go on from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change), or look at the "
+    "images"
+)
 NO_MEMORY = ("can't allocate memory", "not enough memory")  # in the words of torch's CPU allocator
 
 
@@ -56,24 +60,27 @@ class FiniteGuard:
 
     Args:
         model: its gradients are those of the global batch.
-        remake: makes the batch of this process's rows again, for the report.
+        remake: makes the batch of this process's rows again, for the report. None: the report has no views.
         source: names the images.
         world: the processes; the first one writes the report.
-        report: the file for the step, the images of all processes and the numbers.
+        report: the file for the step, the images of all processes and the numbers; None writes nothing.
+        way_out: what to do about it, for the message.
         late: judge a step during the next one; on a GPU unless told.
     """
 
     def __init__(
         self,
-        model: BarlowTwins,
-        remake: Callable[[Rows], TwinBatch],
+        model: nn.Module,
+        remake: Callable[[Rows], TwinBatch] | None,
         source: Source,
         *,
         world: World,
-        report: Path,
+        report: Path | None,
+        way_out: str = WAY_OUT,
         late: bool | None = None,
     ) -> None:
         self.model, self.remake, self.source, self.world, self.report = model, remake, source, world, report
+        self.way_out = way_out
         self.late = world.device.type == "cuda" if late is None else late
         self._seen: _Seen | None = None
 
@@ -89,7 +96,8 @@ class FiniteGuard:
         """
         named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         norms = torch.stack([*torch._foreach_norm(list(named.values())), loss.detach()])
-        seen = _Seen(rows, norms.to("cpu", non_blocking=True), list(named), self.model.terms, _mark(norms.device))
+        terms = getattr(self.model, "terms", None)  # of the Barlow Twins loss; a classifier has none
+        seen = _Seen(rows, norms.to("cpu", non_blocking=True), list(named), terms, _mark(norms.device))
         if self.late:
             self.settle()
         self._seen = seen
@@ -114,8 +122,8 @@ class FiniteGuard:
         bad = [name for name, norm in gradients.items() if not math.isfinite(norm)]
         mine = set(seen.rows.indices)
         indices = seen.rows.indices if self.world.size == 1 else sorted(self.world.union(mine))
-        written = f"{self.report} has the images and the numbers"
-        if self.world.writes:
+        written = f" ({self.report} has the images and the numbers)" if self.report else ""
+        if self.world.writes and self.report:
             evidence = self._evidence(seen, loss) | {
                 "gradient_norms": {name: str(norm) for name, norm in gradients.items()},
                 "gradients_not_finite": bad,
@@ -124,18 +132,14 @@ class FiniteGuard:
             try:
                 write_json(self.report, evidence)
             except OutputError as error:
-                written = str(error)
+                written = f" ({error})"
         what, value = ("the gradient of " + bad[0], gradients[bad[0]]) if math.isfinite(loss) else ("the loss", loss)
         kept = "saved of it" if self.late else "updated"
-        raise TrainingError(
-            f"{what} is {value} at step {seen.rows.step}; nothing was {kept} ({written}). "
-            "Go on from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change), or look "
-            "at the images"
-        )
+        raise TrainingError(f"{what} is {value} at step {seen.rows.step}; nothing was {kept}{written}. {self.way_out}")
 
     def _evidence(self, seen: _Seen, loss: float) -> dict[str, Any]:
         """What one needs to find the cause; numbers as text, since JSON knows no NaN."""
-        terms, batch = seen.terms, self.remake(seen.rows)
+        terms, batch = seen.terms, self.remake(seen.rows) if self.remake else None
         broken = [name for name, p in self.model.named_parameters() if not bool(p.isfinite().all())]
         return {
             "step": seen.rows.step,
@@ -146,7 +150,7 @@ class FiniteGuard:
             "parameters_not_finite": broken,
             "views": [
                 {"min": str(y.min().item()), "max": str(y.max().item()), "mean": str(y.mean().item())}
-                for y in (batch.y1, batch.y2)
+                for y in ((batch.y1, batch.y2) if batch else ())
             ],
         }
 

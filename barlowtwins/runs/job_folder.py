@@ -27,7 +27,16 @@ from barlowtwins.core.versions import versions
 __all__ = ["RESULTS", "check_head_file", "open_job", "write_results"]
 
 JOB, RESULTS = "job.json", "results.json"
-OURS = (JOB, RESULTS, "features", "checkpoints", "metrics.jsonl", "head.safetensors", "backbone.safetensors")
+OURS = (
+    JOB,
+    RESULTS,
+    "features",
+    "checkpoints",
+    "metrics.jsonl",
+    "nonfinite.json",
+    "head.safetensors",
+    "backbone.safetensors",
+)
 
 
 @contextlib.contextmanager
