@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_ends_in_one_clear_line(tmp_path: Path) -> None:
     program = """
         from barlowtwins.config import CheckConfig
         from barlowtwins.data.check import check
-        from barlowtwins.errors import DataError
+        from barlowtwins.core.errors import DataError
         try:
             check(CheckConfig("list.txt", workers=2))
         except DataError as error:

@@ -60,7 +60,7 @@ for n in itertools.count(1):
 FULL_DISK = """
 import resource, signal, sys
 from barlowtwins import files
-from barlowtwins.errors import OutputError
+from barlowtwins.core.errors import OutputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:

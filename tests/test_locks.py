@@ -17,7 +17,7 @@ from barlowtwins.core.locks import NAME, FolderLock, _is_dead
 
 HOLD = """
 import sys, time
-from barlowtwins.lock import FolderLock
+from barlowtwins.core.locks import FolderLock
 with FolderLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -25,7 +25,7 @@ with FolderLock(sys.argv[1]):
 # A worker forked by the owner lives on after it, as data loaders' workers do for some seconds.
 HOLD_WITH_A_CHILD = """
 import os, sys, time
-from barlowtwins.lock import FolderLock
+from barlowtwins.core.locks import FolderLock
 with FolderLock(sys.argv[1]):
     child = os.fork()
     if child == 0:
@@ -35,8 +35,8 @@ with FolderLock(sys.argv[1]):
 """
 RACE = """
 import os, sys, time
-from barlowtwins.lock import FolderLock
-from barlowtwins.errors import RunLockedError
+from barlowtwins.core.locks import FolderLock
+from barlowtwins.core.errors import RunLockedError
 folder, alone = sys.argv[1], os.path.join(sys.argv[1], "alone")
 entered = 0
 while entered < 15:

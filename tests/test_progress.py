@@ -14,7 +14,7 @@ from barlowtwins.core.progress import Progress, say
 
 JOB = """
 import time
-from barlowtwins.progress import Progress, say
+from barlowtwins.core.progress import Progress, say
 with Progress(40, desc="embed", interval={interval}, enabled={enabled}) as progress:
     for step in range(4):
         time.sleep(0.05)

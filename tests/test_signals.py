@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX sig
 
 LOOP = """
 import sys, time
-from barlowtwins.signals import StopSignals
+from barlowtwins.core.signals import StopSignals
 try:
     with StopSignals() as stop:
         print("ready", flush=True)

@@ -31,7 +31,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and permissi
 FETCH = """
 import os, sys
 from barlowtwins.zoo.download import download
-from barlowtwins.errors import BarlowTwinsError
+from barlowtwins.core.errors import BarlowTwinsError
 if "drop" in sys.argv and os.getuid() == 0:
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 options = {name: value for name, _, value in (word.partition("=") for word in sys.argv[3:]) if value}

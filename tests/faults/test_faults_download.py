@@ -262,7 +262,7 @@ def test_07_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> 
 FILL = """
 import resource, signal, sys
 from barlowtwins.zoo.download import download
-from barlowtwins.errors import DownloadError
+from barlowtwins.core.errors import DownloadError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     download(sys.argv[1], sys.argv[2], progress=False)

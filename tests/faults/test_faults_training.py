@@ -153,7 +153,7 @@ SAVE_AND_DIE = """
 import builtins, os, signal, sys
 from pathlib import Path
 import torch
-from barlowtwins.training.checkpoint import Checkpoint, Saver
+from barlowtwins.runs.checkpoint import Checkpoint, Saver
 
 run, at, passed = Path(sys.argv[1]), int(sys.argv[2]), []
 
