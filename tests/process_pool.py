@@ -131,7 +131,8 @@ def _wait(pid: int, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    for module in ("safetensors.torch", "tqdm", "tyro", *map("barlowtwins.{}".format, ("cli", "pretrain", "printing"))):
+    ours = ("barlowtwins.cli", "barlowtwins.train.pretrain", "barlowtwins.core.printing")
+    for module in ("safetensors.torch", "tqdm", "tyro", *ours):
         importlib.import_module(module)
     importlib.import_module("error_coverage").note_raises()
     asked = _serve()

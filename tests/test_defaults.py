@@ -82,7 +82,7 @@ def test_below_the_table_there_is_a_warning() -> None:
 
 
 def test_a_recipe_away_from_the_table_keeps_its_distance(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "barlowtwins" / "recipes" / "imagenet-bs256.toml").read_text()
+    text = (Path(__file__).parents[1] / "barlowtwins" / "train" / "recipes" / "imagenet-bs256.toml").read_text()
     mine = tmp_path / "mine.toml"
     mine.write_text(text.replace("lr = 0.4", "lr = 0.8"))
     assert resolved(str(mine), batch_size=1024).lr == pytest.approx(2 * 0.25)

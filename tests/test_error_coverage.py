@@ -31,7 +31,7 @@ WRAPPED = re.compile(r"^(its|it) |^\{\}$|^\{\}\{\}$|^\{\}: \{\}$")
 def test_places_are_found() -> None:
     assert len(EVERY) > 250
     named = {place.file for place in EVERY}
-    assert {"pretrain.py", "zoo/safe_load.py", "evaluate/semi.py", "recipes/__init__.py"} <= named
+    assert {"train/pretrain.py", "zoo/safe_load.py", "evaluate/semi.py", "train/recipes/__init__.py"} <= named
 
 
 def test_a_message_is_one_line_that_begins_small_and_has_no_full_stop() -> None:
@@ -116,7 +116,7 @@ def test_a_place_that_was_reached_is_noted() -> None:
 def test_places_that_were_not_reached_are_told(tmp_path: Path) -> None:
     assert [place for place in unreached(tmp_path) if place.message in ELSEWHERE] == []
     assert len(unreached(tmp_path)) == len(EVERY) - sum(place.message in ELSEWHERE for place in EVERY)
-    place = next(place for place in EVERY if place.file == "evaluate/knn.py")
+    place = next(place for place in EVERY if place.file == "metrics/knn.py")
     (tmp_path / f"evaluate+knn.py:{place.last}").touch()
     assert place not in unreached(tmp_path)
 

@@ -21,7 +21,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="fork, SIGKILL and fi
 KILL_EVERYWHERE = """
 import itertools, os, signal, sys
 from pathlib import Path
-from barlowtwins import files
+from barlowtwins.core import files
 
 target = Path(sys.argv[1])
 
@@ -59,7 +59,7 @@ for n in itertools.count(1):
 # As a disk that fills up: no file may grow beyond 10,000 bytes.
 FULL_DISK = """
 import resource, signal, sys
-from barlowtwins import files
+from barlowtwins.core import files
 from barlowtwins.core.errors import OutputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -72,7 +72,7 @@ except OutputError as error:
 # Write the same name over and over, each time one letter 100,000 times.
 WRITER = """
 import sys
-from barlowtwins import files
+from barlowtwins.core import files
 for _ in range(30):
     files.write_bytes(sys.argv[1], sys.argv[2].encode() * 100_000)
 """

@@ -99,7 +99,9 @@ def test_a_shipped_recipe_fits_its_data(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(MADE_FOR))
 def test_a_shipped_recipe_is_headed_by_its_name_and_command(name: str) -> None:
-    text = (Path(__file__).parent.parent / "barlowtwins" / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "barlowtwins" / "train" / "recipes" / f"{name}.toml").read_text(
+        encoding="utf-8"
+    )
     assert text.startswith(f"# {name}: ")
     for part in ("Gives", "Source", "Cost"):
         assert re.search(rf"^# {part} +\S", text, re.MULTILINE)
