@@ -117,7 +117,7 @@ def test_places_that_were_not_reached_are_told(tmp_path: Path) -> None:
     assert [place for place in unreached(tmp_path) if place.message in ELSEWHERE] == []
     assert len(unreached(tmp_path)) == len(EVERY) - sum(place.message in ELSEWHERE for place in EVERY)
     place = next(place for place in EVERY if place.file == "metrics/knn.py")
-    (tmp_path / f"evaluate+knn.py:{place.last}").touch()
+    (tmp_path / f"metrics+knn.py:{place.last}").touch()
     assert place not in unreached(tmp_path)
 
 
