@@ -29,6 +29,7 @@ from weight_files import (
 )
 
 from barlowtwins.core.errors import WeightsError
+from barlowtwins.hub import resnet18
 from barlowtwins.loss import BarlowTwinsLoss
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.models.resnet import BACKBONES, build_backbone
@@ -273,6 +274,54 @@ def test_the_classifiers_of_lightning_files_are_heads() -> None:
         parts = take_apart(Contents(lightning_checkpoint(module)))
         assert parts.head is not None
         assert equal(parts.head, {key: module.state_dict()[prefix + key] for key in ("weight", "bias")})
+
+
+class SoloLearn(nn.Module):
+    """The layout of solo-learn for CIFAR: torchvision's ResNet with a 3x3 stem of padding 2 and without pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torchvision.models.resnet18()
+        self.backbone.fc = nn.Identity()
+        self.backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
+        self.backbone.maxpool = nn.Identity()
+        self.classifier = nn.Linear(512, 10)
+        layers = [nn.Linear(512, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()]
+        self.projector = nn.Sequential(*layers, nn.Linear(8, 4))
+
+
+def test_a_solo_learn_checkpoint_for_cifar_gives_the_features_of_its_own_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    theirs = SoloLearn()
+    images = torch.randn(4, 3, 32, 32)
+    theirs.backbone.train()(images)  # running statistics of their own
+    path = tmp_path / "solo.ckpt"
+    path.write_bytes(saved(lightning_checkpoint(theirs)))
+    loaded = load_weights(path)
+    assert (loaded.format, loaded.backbone_name, loaded.stem) == ("solo-learn", "resnet18", "small-padding2")
+    assert "reading it as stem 'small-padding2' (stride 1, padding 2)" in capsys.readouterr().err
+    with torch.no_grad():
+        expected = theirs.backbone.eval()(images)
+        torch.testing.assert_close(loaded.build()(images), expected, rtol=1e-5, atol=1e-6)
+        wrong = build_backbone("resnet18", stem="small").eval()
+        wrong.load_state_dict(loaded.backbone)
+        assert (wrong(images) - expected).norm() > 0.02 * expected.norm()  # padding matters
+    with torch.no_grad():
+        torch.testing.assert_close(resnet18(weights=path)(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_other_small_stems_are_read_with_padding_1_and_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = {f"backbone.{key}": tensor for key, tensor in backbone_state(stem="small").items()}
+    (tmp_path / "w.ckpt").write_bytes(saved({"state_dict": bare}))
+    assert load_weights(tmp_path / "w.ckpt").stem == "small"
+    assert "does not contain the stride and padding" in capsys.readouterr().err
+    (tmp_path / "large.ckpt").write_bytes(saved({"state_dict": BACKBONE}))
+    load_weights(tmp_path / "large.ckpt")
+    assert "stride and padding" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("style", ["lightly", "solo-learn"])

@@ -72,7 +72,9 @@ def test_published_checkpoint_keys():
     assert keys == expected
 
 
-@pytest.mark.parametrize(("stem", "side"), [("imagenet", 8), ("small", 32), ("small-stride2", 16)])
+@pytest.mark.parametrize(
+    ("stem", "side"), [("imagenet", 8), ("small", 32), ("small-stride2", 16), ("small-padding2", 34)]
+)
 def test_stems_set_the_resolution_of_the_first_stage(stem, side):
     net = build_backbone("resnet10_x0_5", stem=stem, channels=1)
     seen = []

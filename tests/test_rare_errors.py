@@ -229,7 +229,7 @@ def test_missing_extras(monkeypatch: pytest.MonkeyPatch, work: SimpleNamespace, 
 def test_models_of_timm() -> None:
     pytest.importorskip("timm")
     fails(lambda: build_timm("resnet81", torch.nn.Identity), ConfigError, "has no model 'resnet81'; did you mean")
-    fails(lambda: build_timm("resnet18", torch.nn.Identity, output_stride=7), ConfigError, "does not build 'resnet18'")
+    fails(lambda: build_timm("resnet18", torch.nn.Identity, output_stride=7), ConfigError, "cannot build 'resnet18'")
 
 
 def test_heads(work: SimpleNamespace, tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_answers_that_nobody_asked_for(server: Server, tmp_path: Path) -> None:
 
 def test_settings_of_nothing() -> None:
     fails(lambda: ranges(0, 4, 0), ConfigError, "the batch size is 0; it must be 1 or more")
-    fails(lambda: feature_width(torch.nn.Linear(2, 3)), ConfigError, "a Linear does not say its feature width")
+    fails(lambda: feature_width(torch.nn.Linear(2, 3)), ConfigError, "Linear does not define its feature width")
     strange = dataclasses.replace(FINE_TUNING["default"], schedule="zigzag")
     fails(lambda: learning_rate(strange, 0, 10), ConfigError, "there is no schedule 'zigzag'")
 

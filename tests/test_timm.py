@@ -130,7 +130,7 @@ def test_onnx(name: str, tmp_path: Path) -> None:
 def test_what_is_not_there_is_told() -> None:
     with pytest.raises(ConfigError, match=r"no model 'convnext_tinny'; did you mean convnext_tiny"):
         build_backbone("timm:convnext_tinny")
-    with pytest.raises(ConfigError, match="has its own first layers: --stem small is for ResNets"):
+    with pytest.raises(ConfigError, match="has its own first layers, and --stem small is for ResNets"):
         build_backbone("timm:test_vit", stem="small")
     with pytest.raises(ConfigError, match=r"unknown backbone 'convnext_tiny'.*timm:NAME"):
         build_backbone("convnext_tiny")

@@ -30,7 +30,7 @@ class PretrainConfig:
     backbone: str | None = None
     """A torchvision ResNet (resnet18, resnet50, wide_resnet50_2, ...), a small one for CPUs (resnet10_x0_5, or
     resnet8_x0_5_grid4, whose features keep the place in the image), or timm:NAME."""
-    stem: Literal["imagenet", "small", "small-stride2"] | None = None
+    stem: Literal["imagenet", "small", "small-stride2", "small-padding2"] | None = None
     """First layers: 7x7 and max-pooling (imagenet), or 3x3 without pooling for images up to 64 pixels (small)."""
     channels: int | None = None
     """Input channels: 1 (grey), 3 (RGB), or those of the arrays in channels:FOLDER; from the data unless told."""

@@ -1,1 +1,1 @@
-"""The networks: backbones, projector, and the module that trains the two together."""
+"""Networks: backbones, the projector, and the training module."""

@@ -1,7 +1,7 @@
-"""Backbones: torchvision ResNets with the stems and widths of this project, built by name and recognized from keys.
+"""Backbones: torchvision ResNets with additional stems and widths, built by name and recognized from keys.
 
-A backbone is a plain `torchvision.models.ResNet`, so that anything that takes one takes ours, and a saved one loads
-where this package is absent. Its key names are the published checkpoint's.
+A backbone is a plain `torchvision.models.ResNet`, so it works wherever a ResNet does, and loads without this package.
+Its key names are those of the published checkpoint.
 """
 
 # Legend: N images, C input channels, S side in pixels, F features of the backbone.
@@ -28,25 +28,25 @@ __all__ = [
     "recognize_backbone",
 ]
 
-Stem = Literal["imagenet", "small", "small-stride2"]
-STEMS: tuple[Stem, ...] = ("imagenet", "small", "small-stride2")
+Stem = Literal["imagenet", "small", "small-stride2", "small-padding2"]
+STEMS: tuple[Stem, ...] = ("imagenet", "small", "small-stride2", "small-padding2")
 
 
 class Architecture(NamedTuple):
-    """What tells one ResNet from another."""
+    """The numbers that define a ResNet."""
 
-    blocks: tuple[int, int, int, int]  # of each stage; a last one of 0 is left out
+    blocks: tuple[int, int, int, int]  # per stage; a last stage of 0 blocks is left out
     bottleneck: bool = False
     groups: int = 1
     width_per_group: int = 64
-    multiplier: float = 1.0  # of every width; torchvision has no name for it
-    grid: int = 1  # features are means over so many parts a side of the image, not over all of it
+    multiplier: float = 1.0  # of every width; torchvision has no name for such networks
+    grid: int = 1  # the image is averaged over grid x grid parts, not as a whole
 
 
 BACKBONES: dict[str, Architecture] = {
-    # For small images in which the place counts, such as centred ones: three stages, means over a 4 x 4 grid.
+    # For small, centered images, where position matters: three stages, means over a 4 x 4 grid.
     "resnet8_x0_5_grid4": Architecture((1, 1, 1, 0), multiplier=0.5, grid=4),
-    "resnet10_x0_5": Architecture((1, 1, 1, 1), multiplier=0.5),  # 1.2 M parameters: a CPU trains it in minutes
+    "resnet10_x0_5": Architecture((1, 1, 1, 1), multiplier=0.5),  # 1.2 M parameters: trains in minutes on a CPU
     "resnet10": Architecture((1, 1, 1, 1)),
     "resnet18": Architecture((2, 2, 2, 2)),
     "resnet34": Architecture((3, 4, 6, 3)),
@@ -65,25 +65,25 @@ def build_backbone(name: str = "resnet50", *, stem: Stem = "imagenet", channels:
     """Build an untrained backbone: (N, C, S, S) -> (N, F).
 
     Args:
-        name: a key of `BACKBONES`, or "timm:" and the name of any model of timm (the extra `timm`).
-        stem: first layers of a ResNet, see `build_resnet`; the models of timm have their own.
+        name: a key of `BACKBONES`, or "timm:" followed by the name of a timm model (extra `timm`).
+        stem: first layers of a ResNet, see `build_resnet`; timm models have their own.
         channels: input channels.
         **kwargs: passed to `torchvision.models.ResNet` or `timm.create_model`.
 
     Returns:
-        A `torchvision.models.ResNet`, or a `TimmBackbone`; the `fc` of both is a plain `nn.Identity` that carries
-        `in_features` and `out_features`, both F.
+        A `torchvision.models.ResNet` or a `TimmBackbone`. In both, `fc` is an `nn.Identity` with `in_features` and
+        `out_features`, both F.
 
     Raises:
-        ConfigError: a name or stem that is not known.
-        MissingExtraError: timm is asked for and not installed.
+        ConfigError: the name or stem is unknown.
+        MissingExtraError: the name is of timm, which is not installed.
     """
     if not name.startswith(PREFIX):
         return build_resnet(name, stem=stem, channels=channels, **kwargs)
     if stem != "imagenet":
-        raise ConfigError(f"{name} has its own first layers: --stem {stem} is for ResNets; leave it out")
+        raise ConfigError(f"{name} has its own first layers, and --stem {stem} is for ResNets; leave --stem out")
     made = build_timm(name, feature_identity, channels=channels, **kwargs)
-    return cast(ResNet, made)  # it has what is asked of a backbone: `forward`, and an `fc` that may be replaced
+    return cast(ResNet, made)  # it has the interface of a backbone: `forward`, and a replaceable `fc`
 
 
 def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: int = 3, **kwargs: Any) -> ResNet:
@@ -91,18 +91,18 @@ def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: i
 
     Args:
         name: a key of `BACKBONES`.
-        stem: first layers. "imagenet": 7x7 stride 2 and max-pooling. "small": 3x3 stride 1 without pooling, for images
-            up to 64 pixels. "small-stride2": 3x3 stride 2 without pooling, a quarter of that one's work.
+        stem: first layers. "imagenet": 7x7, stride 2, and max pooling. "small": 3x3, stride 1, no pooling, for images
+            up to 64 pixels. "small-stride2": 3x3, stride 2, no pooling; a quarter of the work. "small-padding2":
+            "small" with padding 2 instead of 1, as solo-learn builds it for CIFAR.
         channels: input channels.
-        **kwargs: passed to `torchvision.models.ResNet`; `zero_init_residual` is True unless told (as published),
-            but False with one block a stage: runs of a few epochs barely get past the zeros.
+        **kwargs: passed to `torchvision.models.ResNet`. `zero_init_residual` is True by default (as published), but
+            False with one block per stage, which would learn too slowly in short runs.
 
     Returns:
-        A `torchvision.models.ResNet` whose `fc` is a plain `nn.Identity` that carries `in_features` and
-        `out_features`, both F.
+        A `torchvision.models.ResNet` whose `fc` is an `nn.Identity` with `in_features` and `out_features`, both F.
 
     Raises:
-        ConfigError: a name or stem that is not known.
+        ConfigError: the name or stem is unknown.
     """
     if name not in BACKBONES:
         raise ConfigError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}, or timm:NAME")
@@ -127,7 +127,7 @@ def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: i
         net.avgpool = nn.AdaptiveAvgPool2d(kind.grid)
         net.fc = feature_identity(feature_width(net) * kind.grid**2)
     _replace_stem(net, stem, channels)
-    for module in net.modules():  # torchvision's own initialisation, again: the replaced layers need it too
+    for module in net.modules():  # torchvision's initialization, again, for the replaced layers
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if zero_init_residual:  # each block starts as the identity (as published; He et al. 2019, section 3.1)
@@ -140,7 +140,7 @@ def build_resnet(name: str = "resnet50", *, stem: Stem = "imagenet", channels: i
 
 
 def feature_identity(features: int) -> nn.Identity:
-    """The `fc` of a backbone: the plain identity, but `nn.Linear(model.fc.in_features, k)` still works."""
+    """Return the `fc` of a backbone: an identity with `in_features`, so `nn.Linear(model.fc.in_features, k)` works."""
     identity = nn.Identity()
     for name in ("in_features", "out_features"):
         setattr(identity, name, features)
@@ -148,10 +148,10 @@ def feature_identity(features: int) -> nn.Identity:
 
 
 def feature_width(backbone: nn.Module) -> int:
-    """F, the width of what a backbone gives, as its `fc` carries it."""
+    """Return F, the feature width of a backbone, from its `fc`."""
     width = getattr(getattr(backbone, "fc", None), "in_features", None)
     if not isinstance(width, int):
-        raise ConfigError(f"a {type(backbone).__name__} does not say its feature width; set backbone.fc.in_features")
+        raise ConfigError(f"{type(backbone).__name__} does not define its feature width; set backbone.fc.in_features")
     return width
 
 
@@ -168,17 +168,18 @@ def _narrow(net: ResNet, multiplier: float) -> None:
 
 
 def _replace_stem(net: ResNet, stem: Stem, channels: int) -> None:
-    width = net.layer1[0].conv1.in_channels  # not of bn1, which a norm_layer of the caller may not tell
+    width = net.layer1[0].conv1.in_channels  # bn1 may be any norm_layer, without a width
     if stem == "imagenet":
         net.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
     else:
         stride = 2 if stem == "small-stride2" else 1
-        net.conv1 = nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, bias=False)
+        padding = 2 if stem == "small-padding2" else 1
+        net.conv1 = nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=padding, bias=False)
         net.maxpool = nn.Identity()
 
 
 class Recognized(NamedTuple):
-    """An architecture read off the keys and shapes of a state dict."""
+    """An architecture recognized from the keys and shapes of a state dict."""
 
     name: str
     stem: Stem
@@ -186,13 +187,13 @@ class Recognized(NamedTuple):
 
 
 def recognize_backbone(state_dict: Mapping[str, Tensor]) -> Recognized:
-    """Tell which backbone torchvision-style keys and shapes belong to.
+    """Return the backbone that torchvision-style keys and shapes belong to.
 
-    A stride leaves no trace in the weights: a 3x3 stem is reported as "small", and files of this package say more in
-    their metadata.
+    Weights do not contain stride and padding: every 3x3 stem is reported as "small". Files of this package name the
+    stem in their metadata.
 
     Raises:
-        WeightsError: no backbone of `BACKBONES` has these keys and shapes.
+        WeightsError: no backbone in `BACKBONES` has these keys and shapes.
     """
     try:
         blocks = tuple(
@@ -204,7 +205,7 @@ def recognize_backbone(state_dict: Mapping[str, Tensor]) -> Recognized:
     except (KeyError, IndexError, ValueError) as error:
         some = ", ".join(list(state_dict)[:3]) or "none"
         raise WeightsError(
-            f"the keys are not a ResNet's (no {error}; first keys: {some}); "
+            f"the keys are not those of a ResNet (no {error}; first keys: {some}); "
             "a backbone has conv1, bn1 and layer1 to layer4"
         ) from error
     groups = inner[0] // inner[1]
@@ -216,7 +217,7 @@ def recognize_backbone(state_dict: Mapping[str, Tensor]) -> Recognized:
         width / 64,
     )
     for name, known in BACKBONES.items():
-        if found == known._replace(grid=1):  # which leaves no trace; no two backbones differ in that alone
+        if found == known._replace(grid=1):  # keys do not show the grid; no two backbones differ only in it
             return Recognized(name, "imagenet" if kernel == 7 else "small", channels)
     raise WeightsError(
         f"a ResNet of {blocks} {'bottleneck' if bottleneck else 'basic'} blocks, first width {width}, "

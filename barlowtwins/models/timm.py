@@ -1,6 +1,6 @@
-"""Backbones of timm by name, "timm:convnext_tiny", in the form that the rest of this package expects.
+"""timm models as backbones, by name, such as "timm:convnext_tiny". Needs the extra `timm`.
 
-timm is the extra of that name. Its models give (N, F) features when they are built without a classifier.
+Without a classifier, timm models return (N, F) features.
 """
 
 # Legend: N images, C input channels, S side in pixels, F features.
@@ -21,11 +21,11 @@ PREFIX = "timm:"
 
 
 class TimmBackbone(nn.Module):
-    """A model of timm, and behind it an `fc` as a ResNet has: (N, C, S, S) -> (N, F).
+    """A timm model followed by an `fc`, like a ResNet: (N, C, S, S) -> (N, F).
 
     Args:
         net: the model, without a classifier.
-        fc: what follows; the identity, until somebody puts a classifier in its place.
+        fc: the last layer; an identity, which may be replaced by a classifier.
     """
 
     def __init__(self, net: nn.Module, fc: nn.Module) -> None:
@@ -41,29 +41,29 @@ class TimmBackbone(nn.Module):
         if self.patch is not None and (x.shape[-2] % self.patch[0] or x.shape[-1] % self.patch[1]):
             high, wide = self.patch
             raise ConfigError(
-                f"images of {x.shape[-2]} x {x.shape[-1]} pixels do not divide into patches of {high} x {wide}, which "
-                "this network sees; take a multiple for --image-size"
+                f"images of {x.shape[-2]} x {x.shape[-1]} pixels do not divide into the {high} x {wide} patches of "
+                "this network; use a multiple as --image-size"
             )
         return self.fc(self.net(x))
 
 
 def build_timm(name: str, fc: type[nn.Module] | Any, *, channels: int = 3, **kwargs: Any) -> TimmBackbone:
-    """Build an untrained model of timm without its classifier.
+    """Build an untrained timm model without its classifier.
 
     Args:
-        name: what timm calls it, with or without "timm:" before it.
-        fc: makes the layer behind it from F.
+        name: name in timm, with or without the prefix "timm:".
+        fc: builds the last layer from F.
         channels: input channels.
-        **kwargs: passed to `timm.create_model`. Models with a grid of position embeddings are built with
-            `dynamic_img_size`, so that they take any S that is a multiple of their patches.
+        **kwargs: passed to `timm.create_model`. Models with position embeddings get `dynamic_img_size`, so they accept
+            any S that is a multiple of the patch size.
 
     Raises:
         MissingExtraError: timm is not installed.
-        ConfigError: it has no such model, or does not build it that way.
+        ConfigError: timm has no such model, or cannot build it with these arguments.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's own, about what it will rename
+            warnings.simplefilter("ignore")  # deprecations inside timm
             import timm
     except ImportError as error:
         raise MissingExtraError("timm", "timm") from error
@@ -75,16 +75,16 @@ def build_timm(name: str, fc: type[nn.Module] | Any, *, channels: int = 3, **kwa
     try:
         try:
             net = timm.create_model(name, **{"dynamic_img_size": True, **made})
-        except TypeError:  # this one has no such argument, since it takes any size as it is
+        except TypeError:  # models that accept any size do not have this argument
             net = timm.create_model(name, **made)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         gist = str(error).partition("\n")[0][:200]
         raise ConfigError(
-            f"timm does not build {name!r} for {channels} channel(s): {gist}; choose another model"
+            f"timm cannot build {name!r} for {channels} channel(s): {gist}; choose another model"
         ) from error
     width = getattr(net, "head_hidden_size", None) or net.num_features
     return TimmBackbone(net, fc(width))
 
 
 def _hint(near: list[str]) -> str:
-    return f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them"
+    return f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from barlowtwins.core.errors import WeightsError
+from barlowtwins.models.resnet import Stem
 from barlowtwins.zoo.safe_load import Contents
 
 __all__ = ["FORMATS", "Format", "Parts", "as_published", "match_keys", "take_apart"]
@@ -41,6 +42,7 @@ class Format:
         foreign_projector: the projector has biases and no `bn`: see `as_published`.
         head: what the keys of a linear classifier begin with, before "weight" and "bias".
         left_out: beginnings of keys that are known and not needed.
+        small_stem: the stem that its makers build for small images, with a 3x3 convolution.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Format:
     foreign_projector: bool = False
     head: str | None = None
     left_out: tuple[str, ...] = ()
+    small_stem: Stem = "small"
 
 
 OUR_PROJECTOR = {"projector.": "projector.", "bn.": "bn."}  # the published code's names are also ours
@@ -127,6 +130,7 @@ FORMATS = {
             projector={"projector.": "projector."},
             foreign_projector=True,
             head="classifier.",
+            small_stem="small-padding2",  # what it builds for CIFAR
         ),
     )
 }

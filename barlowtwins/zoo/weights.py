@@ -59,6 +59,8 @@ class Weights:
     """What images must go through; ImageNet's if the file does not say."""
     epoch: int | None = None
     """Epochs trained, if known."""
+    assumed: str = ""
+    """What the file does not tell, and how it was read."""
     classes: int | None = None
     """Of a classifier that the file has and that is left out here; see `load_classifier`."""
     digest: str = "unknown"
@@ -89,6 +91,8 @@ def load_weights(source: str | os.PathLike[str], *, full: bool = False, progress
         weights = _read(located)
         if progress and located.record is None and weights.format not in OWN:
             say(f"{located.path}: {FORMATS[weights.format].title}")
+        if progress and weights.assumed:
+            say(f"{located.path}: {weights.assumed}")
         return weights
     except (WeightsError, ConfigError) as error:
         where = "" if str(located.path) in str(error) else f"{located.path}: "
@@ -133,6 +137,7 @@ def _read(located: Located) -> Weights:
         channels=kind.channels,
         preprocessing=preprocessing,
         epoch=located.record.epochs if located.record is not None else parts.epoch,
+        assumed=_assumed(parts, kind, located.record),
         classes=len(parts.head["weight"]) if parts.head else None,
         digest=located.digest,
     )
@@ -144,11 +149,23 @@ def _architecture(parts: Parts, record: WeightRecord | None) -> Recognized:
         return Recognized(record.backbone, record.stem, record.channels)  # type: ignore[arg-type]  # checked on building
     says = parts.metadata
     if "backbone" not in says:
-        return recognize_backbone(parts.backbone)
+        found = recognize_backbone(parts.backbone)
+        return found._replace(stem=parts.format.small_stem) if found.stem == "small" else found
     channels = says.get("channels", "3")
     if not (channels.isascii() and channels.isdigit() and 1 <= int(channels) <= 10_000):
         raise WeightsError(f"its metadata says {channels!r} channels; it must be a number, such as 3")
     return Recognized(says["backbone"], says.get("stem", "imagenet"), int(channels))  # type: ignore[arg-type]
+
+
+def _assumed(parts: Parts, kind: Recognized, record: WeightRecord | None) -> str:
+    """Return how a first layer was read whose stride and padding are not in the file; empty if they are."""
+    if record is not None or "backbone" in parts.metadata or kind.stem == "imagenet":
+        return ""
+    padding = 2 if kind.stem == "small-padding2" else 1
+    return (
+        "the file does not contain the stride and padding of its 3x3 first layer; "
+        f"reading it as stem {kind.stem!r} (stride 1, padding {padding})"
+    )
 
 
 def _preprocessing(parts: Parts, channels: int, record: WeightRecord | None) -> Preprocessing:
