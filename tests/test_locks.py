@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from barlowtwins.core.errors import OutputError, RunLockedError
-from barlowtwins.core.locks import NAME, FolderLock, _is_dead
+from barlowtwins.core.locks import NAME, FolderLock
 
 HOLD = """
 import sys, time
@@ -27,10 +28,9 @@ HOLD_WITH_A_CHILD = """
 import os, sys, time
 from barlowtwins.core.locks import FolderLock
 with FolderLock(sys.argv[1]):
-    child = os.fork()
-    if child == 0:
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
         sys.stdout.close(); os.close(1); time.sleep(60); os._exit(0)
-    print(child, flush=True)
     sys.stdin.read()
 """
 RACE = """
@@ -53,7 +53,7 @@ while entered < 15:
 
 def _start(code: str, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, str(folder)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_second_process_is_refused_with_host_and_pid_until_the_first_is_done(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_lock_of_a_killed_owner_is_taken_over(tmp_path: Path) -> None:
         owner.wait()
     assert (tmp_path / NAME).exists()
     with FolderLock(tmp_path):
-        assert f'"pid": {os.getpid()}' in (tmp_path / NAME).read_text()
+        assert f'"pid": {os.getpid()}' in (tmp_path / f"{NAME}.json").read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="fork is of POSIX")
@@ -115,7 +115,7 @@ def test_an_owner_that_has_not_yet_written_who_it_is_is_waited_for(tmp_path: Pat
     with _start(HOLD, tmp_path) as owner:
         assert owner.stdout is not None
         owner.stdout.readline()
-        (tmp_path / NAME).write_text("")
+        (tmp_path / f"{NAME}.json").write_text("")
         start = time.monotonic()
         with pytest.raises(RunLockedError, match="in use by a process"):
             FolderLock(tmp_path).__enter__()
@@ -136,11 +136,51 @@ def test_the_lock_is_released_when_the_block_fails(tmp_path: Path) -> None:
         pass
 
 
-def test_whether_an_owner_is_dead_is_known_on_this_host_only() -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    here = socket.gethostname()
-    assert _is_dead({"host": here, "pid": ended.pid})
-    assert not _is_dead({"host": here, "pid": os.getpid()})
-    assert not _is_dead({"host": "elsewhere", "pid": ended.pid})
-    assert not _is_dead({"host": here})
+# A file system without locks of the kernel, such as some network drives.
+WITHOUT_KERNEL_LOCKS = """
+import errno, fcntl
+def flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+def test_without_locks_of_the_kernel_a_living_owner_is_respected_and_a_dead_one_is_not(tmp_path: Path) -> None:
+    with _start(WITHOUT_KERNEL_LOCKS + HOLD, tmp_path) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        second = _start(WITHOUT_KERNEL_LOCKS + HOLD, tmp_path)
+        owner_named = f"in use by process {owner.pid} on {socket.gethostname()}"
+        assert owner_named in second.communicate("", timeout=60)[1]
+        owner.kill()
+        owner.wait()
+    third = _start(WITHOUT_KERNEL_LOCKS + HOLD, tmp_path)
+    assert third.communicate("", timeout=60)[0] == "held\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need special rights there")
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("record", [False, True], ids=["the lock", "its record"])
+def test_60_a_lock_file_that_is_a_link_leaves_its_target_untouched(
+    tmp_path: Path, link: Callable[[Path, Path], None], record: bool
+) -> None:
+    target, folder = tmp_path / "precious", tmp_path / "run"
+    target.write_text("content")
+    folder.mkdir()
+    link(target, folder / (f"{NAME}.json" if record else NAME))
+    if record:
+        with FolderLock(folder):
+            pass  # written beside it and renamed: the link is replaced, not followed
+    else:
+        with pytest.raises(OutputError, match=r"run/\.lock is a link to another file"):
+            FolderLock(folder).__enter__()
+    assert target.read_text() == "content"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need special rights there")
+def test_60_a_lock_file_that_links_to_nothing_creates_nothing(tmp_path: Path) -> None:
+    (tmp_path / NAME).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="remove it"):
+        FolderLock(tmp_path).__enter__()
+    assert not (tmp_path / "elsewhere").exists()

@@ -268,11 +268,11 @@ def test_a_folder_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.Monk
     """No file system here refuses locks in that way, so the system call is made to."""
     import fcntl
 
-    def lockf(*_: object) -> None:
+    def flock(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(fcntl, "lockf", lockf)
-    fails(lambda: FolderLock(tmp_path).__enter__(), OutputError, "cannot lock the folder .*: Input/output error")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fails(lambda: FolderLock(tmp_path).__enter__(), OutputError, "cannot write to .*: Input/output error")
 
 
 def test_folders_that_cannot_be_locked_for_lack_of_space_or_leave(tmp_path: Path) -> None:
@@ -280,7 +280,9 @@ def test_folders_that_cannot_be_locked_for_lack_of_space_or_leave(tmp_path: Path
     fails(lambda: FolderLock(tmp_path / "file" / "x").__enter__(), OutputError, "cannot write to .*file/x: Not a dir")
     with full_disk(0):
         fails(
-            lambda: FolderLock(tmp_path).__enter__(), OutputError, r"cannot write .*\.lock: File too large; free some"
+            lambda: FolderLock(tmp_path).__enter__(),
+            OutputError,
+            r"no space left to write .*\.lock\.json .*; free some",
         )
 
 

@@ -1,8 +1,7 @@
 """One process at a time writes to a folder.
 
-The kernel holds the lock (a POSIX record lock on `.lock` in the folder) and drops it when its owner dies, however it
-dies, so a dead owner's folder is free at once and no race decides. A record lock is not inherited by fork, so worker
-processes that outlive their killed parent do not hold it. Inside the file stands who holds it, for the message.
+`filelock` asks the kernel, which drops a lock when its owner dies, however it dies: a dead owner's folder is free at
+once. Nothing is ever written into the lock file; who holds it stands in a file beside it, for the message.
 """
 
 from __future__ import annotations
@@ -12,36 +11,22 @@ import errno
 import json
 import os
 import socket
+import stat
 import sys
-import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from barlowtwins.core.errors import OutputError, RunLockedError
+from barlowtwins.core.files import write_json
 
 __all__ = ["FolderLock"]
 
 NAME = ".lock"
-BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
-RECORD_PATIENCE = 0.5  # seconds: an owner writes its record right after it got the lock
-
-if sys.platform == "win32":
-    import msvcrt
-
-    FAR = 1 << 30  # Windows forbids others to read locked bytes, so lock one beyond the record
-
-    def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, FAR, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems; filelock itself knows ENOSYS
+PATIENCE = 0.5  # seconds: an owner writes its record right after it got the lock
 
 
 class FolderLock:
@@ -53,113 +38,77 @@ class FolderLock:
 
     Raises on entry:
         RunLockedError: a live process holds it; the message names its host and process id.
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be made, written to or locked, or the lock file is a link to another file.
     """
-
-    _held: ClassVar[set[Path]] = set()  # record locks do not tell two holders within one process apart
-    _guard = threading.Lock()
 
     def __init__(self, folder: str | os.PathLike[str], name: str = NAME) -> None:
         self.folder = Path(folder)
         self._path = self.folder.resolve() / name
-        self._descriptor = -1
+        self._record = self._path.with_name(f"{name}.json")
+        self._lock: BaseFileLock | None = None
 
     def __enter__(self) -> FolderLock:
-        with FolderLock._guard:
-            if self._path in FolderLock._held:
-                raise self._refusal({"host": socket.gethostname(), "pid": os.getpid()})
-            self._acquire()
-            FolderLock._held.add(self._path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_links()
+            lock = self._acquire()
+        except Timeout:
+            raise self._refusal() from None
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {self.folder}: {error.strerror or error}; choose a folder that you may write to, on "
+                "a disk that has locks"
+            ) from error
+        try:
+            record = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            write_json(self._record, record)
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with FolderLock._guard, contextlib.suppress(OSError):  # on Windows an open file cannot be removed: it stays
-            FolderLock._held.discard(self._path)
-            if sys.platform != "win32":
-                self._path.unlink()  # while the lock is held: who opened it before then finds another file, and retries
-            os.close(self._descriptor)
+        assert self._lock is not None
+        with contextlib.suppress(OSError):
+            self._record.unlink()
+            if sys.platform != "win32":  # there filelock removes it, after the release
+                self._path.unlink()  # while the lock is held: who opened it before then gets a lock on no file
+        self._lock.release()
 
-    def _acquire(self) -> None:
-        while True:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise OutputError(
-                    f"cannot write to {self.folder}: {error.strerror or error}; choose a folder that you may write to"
-                ) from error
-            try:
-                self._take(descriptor)
-                if _same_file(descriptor, self._path):
-                    self._write_record(descriptor)
-                    self._descriptor = descriptor
-                    return
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # the last owner removed the file between our opening and locking it
-
-    def _take(self, descriptor: int) -> None:
+    def _acquire(self) -> BaseFileLock:
+        lock: BaseFileLock = FileLock(self._path)
         try:
-            _lock(descriptor)
+            lock.acquire(timeout=0)
         except OSError as error:
-            if error.errno in BUSY:
-                raise self._refusal(self._read_record(descriptor)) from None
             if error.errno not in NO_LOCKS:
-                raise OutputError(
-                    f"cannot lock the folder {self.folder}: {error.strerror or error}; choose one on another disk"
-                ) from error
-            record = self._read_record(descriptor, patience=0.0)  # no kernel to ask: the record has to do
-            if record and not _is_dead(record):
-                raise self._refusal(record) from None
+                raise
+            lock = SoftFileLock(f"{self._path}.soft")  # no kernel to ask: a file that names its owner has to do
+            lock.acquire(timeout=PATIENCE)  # a dead owner's file is removed by one try and replaced by the next
+        return lock
 
-    def _write_record(self, descriptor: int) -> None:
-        record = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        try:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps(record).encode() + b"\n")
-        except OSError as error:  # the lock holds all the same, but a full disk will not do for what follows
-            raise OutputError(
-                f"cannot write {self._path}: {error.strerror or error}; free some space, or choose another folder"
-            ) from error
+    def _refuse_links(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            found = os.lstat(self._path)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise OutputError(f"{self._path} is a link to another file, or not a file; remove it")
 
-    def _read_record(self, descriptor: int, patience: float = RECORD_PATIENCE) -> dict[str, Any]:
-        end = time.monotonic() + patience
-        while True:
-            with contextlib.suppress(OSError, ValueError):
-                os.lseek(descriptor, 0, os.SEEK_SET)
-                record = json.loads(os.read(descriptor, 4096))
-                if isinstance(record, dict):
-                    return record
-            if time.monotonic() >= end:
-                return {}
-            time.sleep(0.02)
-
-    def _refusal(self, record: dict[str, Any]) -> RunLockedError:
-        owner = f"process {record['pid']} on {record['host']}" if {"pid", "host"} <= record.keys() else "a process"
-        since = f" (since {record['since']})" if "since" in record else ""
+    def _refusal(self) -> RunLockedError:
+        owner = self._owner()
+        who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "a process"
+        since = f" (since {owner['since']})" if "since" in owner else ""
         return RunLockedError(
-            f"{self.folder} is in use by {owner}{since}; wait for it, stop it, or choose another folder"
+            f"{self.folder} is in use by {who}{since}; wait for it, stop it, or choose another folder"
         )
 
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _is_dead(record: dict[str, Any]) -> bool:
-    """Whether the record's owner ran on this host and is gone; of another host nothing is known."""
-    if record.get("host") != socket.gethostname() or not isinstance(record.get("pid"), int):
-        return False
-    try:
-        os.kill(record["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # alive, of another user
-        return False
-    return False
+    def _owner(self) -> dict[str, object]:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError, ValueError):
+                record = json.loads(self._record.read_text("utf-8"))
+                if isinstance(record, dict):
+                    return record
+            time.sleep(0.02)
+        return {}

@@ -63,7 +63,7 @@ def undisturbed(weights: Path, images: Path, tmp_path_factory: pytest.TempPathFa
 
 def contents(folder: str | Path) -> dict[str, bytes]:
     """All files but the lock, which a killed process leaves behind."""
-    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"]
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".lock")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -107,7 +107,7 @@ class Embedding(Job):
 
     def outcome(self) -> Any:
         """All files but the lock, which a killed process leaves behind."""
-        files = [path for path in self.out.rglob("*") if path.is_file() and path.name != ".lock"]
+        files = [path for path in self.out.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
         return {str(path.relative_to(self.out)): path.read_bytes() for path in files}
 
     def is_complete(self) -> bool:
