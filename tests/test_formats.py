@@ -156,7 +156,7 @@ def test_torchvisions_own_state_dicts_fit(name: str) -> None:
 def test_tensors_of_other_kinds_are_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(saved(BACKBONE | {"layer4.0.bn2.bias": tensor}))
-    with pytest.raises(WeightsError, match=r"w\.pth.*(layer4\.0\.bn2\.bias|damaged)"):
+    with pytest.raises(WeightsError, match=r"w\.pth.*(layer4\.0\.bn2\.bias|holds torch\._utils\._rebuild_.*refused)"):
         load_weights(path)
 
 
@@ -164,7 +164,7 @@ def test_a_tensor_that_only_claims_to_be_large_costs_no_memory(tmp_path: Path) -
     """Its storage is one number; a copy would take 4 TB."""
     path = tmp_path / "w.pth"
     path.write_bytes(saved(BACKBONE | {"bn1.bias": torch.zeros(1).expand(1 << 40)}))
-    with pytest.raises(WeightsError, match=r"1 of another shape \(bn1\.bias \(1099511627776,\) instead of \(32,\)\)"):
+    with pytest.raises(WeightsError, match=r"shape \(1099511627776,\) does not fit into its storage of 1 numbers"):
         load_weights(path)
 
 
@@ -402,8 +402,5 @@ def test_odd_projectors_are_refused_without_memory(tmp_path: Path, odd: dict[str
     checkpoint["state_dict"] |= odd
     path = tmp_path / "w.ckpt"
     path.write_bytes(saved(checkpoint))
-    if len(odd) == 1 and "projection_head.layers.0.bias" in odd:  # of no use: batch norm takes it off again
-        assert load_weights(path).projector_widths == "8-8-4"
-    else:
-        with pytest.raises(WeightsError, match=r"w\.ckpt"):
-            load_weights(path)
+    with pytest.raises(WeightsError, match=r"w\.ckpt"):
+        load_weights(path)

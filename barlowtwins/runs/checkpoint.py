@@ -2,8 +2,8 @@
 
 A checkpoint is a `torch.save` file with its own SHA-256 behind it, so that any damage is found before anything is used.
 (The CRCs of the archive are not enough: its directory has none, and one flipped bit there can make a tensor read as
-something else.) Unpickling is `weights_only`: it runs no code. Since all randomness is a function of (seed, epoch,
-index), the model, the optimiser and the step are the whole state.
+something else.) It is read by `core.torch_file`, which runs nothing of it. Since all randomness is a function of (seed,
+epoch, index), the model, the optimiser and the step are the whole state.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from barlowtwins.core.errors import CheckpointError, OutputError
 from barlowtwins.core.files import atomic_write
 from barlowtwins.core.progress import say
+from barlowtwins.core.torch_file import UnsoundFile, read_torch_file
 
 __all__ = [
     "KEEP",
@@ -154,14 +155,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with open(path, "rb") as file:
             _check_seal(file, path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_torch_file(file)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}; make it readable") from error
-    except CheckpointError:
-        raise
-    except Exception as error:  # sealed, but by whom? Foreign contents fail in any way there is
+    except UnsoundFile as error:  # sealed, but by whom?
         raise CheckpointError(
-            f"{path} holds what no checkpoint does, and was not loaded ({_gist(error)}); use one of your own runs"
+            f"{path} holds what no checkpoint does, and was not loaded ({error}); use one of your own runs"
         ) from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this version (format {FORMAT}); for weights use --init")
@@ -251,9 +250,3 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         say(f"warning: cannot remove the old checkpoint {path} ({error.strerror or error})")
-
-
-def _gist(error: BaseException) -> str:
-    """The telling line of torch's long messages: what class was asked for, or the first one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "GLOBAL" in line), lines[0])[:200]

@@ -1,19 +1,13 @@
 """The contents of a weight file, without running anything that is in it.
 
-Two containers are told apart by their first bytes: what `torch.save` writes (a pickle, read by torch's `weights_only`
-unpickler, which knows tensors and plain data and no other class), and safetensors (a JSON header and raw numbers).
+Two containers are told apart by their first bytes: what `torch.save` writes (read by `core.torch_file`, which knows
+tensors and plain data and calls nothing), and safetensors (a JSON header and raw numbers).
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
 import json
-import logging
 import math
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,68 +17,13 @@ import torch
 from torch import Tensor
 
 from barlowtwins.core.errors import WeightsError
+from barlowtwins.core.torch_file import ForeignClass, UnsoundFile, read_torch_file
 
 __all__ = ["Contents", "read_weight_file"]
 
-logger = logging.getLogger("barlowtwins")
-
 LONGEST_HEADER = 16 << 20  # bytes; that of a ResNet-50 takes 30 kB
 MOST_DIMENSIONS = 8
-LARGE = 256 << 20  # bytes from which a file is mapped: a checkpoint's optimiser state is then never read
 
-
-class _Inert:
-    """Stands in for a class whose objects lie beside the tensors: it takes anything, keeps nothing, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _plain_dict(*_: Any) -> dict[Any, Any]:
-    return {}
-
-
-# Names beyond torch's own list that checkpoints of known makers carry along. Only the first is the class itself; the
-# others have stand-ins, so that nothing of those libraries is imported, let alone run.
-HARMLESS: list[Any] = [
-    argparse.Namespace,
-    *(
-        (_Inert, name)
-        for name in (
-            "omegaconf.dictconfig.DictConfig",
-            "omegaconf.listconfig.ListConfig",
-            "omegaconf.base.ContainerMetadata",
-            "omegaconf.base.Metadata",
-            "omegaconf.nodes.AnyNode",
-            "mmengine.logging.history_buffer.HistoryBuffer",
-            "pathlib.PosixPath",
-            "pathlib._local.PosixPath",
-            "typing.Any",
-            "numpy.dtype",
-            "numpy.ndarray",
-            "numpy.core.multiarray.scalar",
-            "numpy._core.multiarray.scalar",
-            "numpy.core.multiarray._reconstruct",
-            "numpy._core.multiarray._reconstruct",
-        )
-    ),
-    *((_plain_dict, name) for name in ("collections.defaultdict",)),
-    *(
-        (dict, name)
-        for name in (
-            "builtins.dict",
-            "lightning.fabric.utilities.data.AttributeDict",
-            "lightning_fabric.utilities.data.AttributeDict",
-            "pytorch_lightning.utilities.parsing.AttributeDict",
-            "vissl.config.attr_dict.AttrDict",
-            "vissl.utils.hydra_config.AttrDict",
-        )
-    ),
-    *((kind, f"builtins.{kind.__name__}") for kind in (list, int, float, str, bool)),
-]
 
 DTYPES = {
     "F64": torch.float64,
@@ -126,7 +65,7 @@ def read_weight_file(path: Path) -> Contents:
             if start[8:] == b"{":
                 return _read_safetensors(file, path)
             if start[:2] == b"PK" or start[:1] == b"\x80":
-                return Contents(_read_pickle(path))
+                return Contents(_read_pickle(file, path))
     except FileNotFoundError:
         raise WeightsError(f"there is no weight file {path}; give an existing one") from None
     except OSError as error:
@@ -142,39 +81,16 @@ def read_weight_file(path: Path) -> Contents:
 # torch.save -----------------------------------------------------------------------------------------------------------
 
 
-def _read_pickle(path: Path) -> Any:
-    _warn_of_old_torch()
+def _read_pickle(file: IO[bytes], path: Path) -> Any:
     try:
-        mapped = path.stat().st_size > LARGE and zipfile.is_zipfile(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise WeightsError(
-                f"{path} holds {refused[1]}, which is neither a tensor nor plain data and could run code: refused. "
-                "Ask its maker for the state dict alone, best as safetensors"
-            ) from error
-        raise _damaged(path, error) from error
-    except Exception as error:  # a damaged pickle fails in any way there is
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-    first_line = next((line.strip() for line in reason.splitlines() if line.strip()), type(error).__name__)
-    return WeightsError(f"{path} is damaged or no weight file ({first_line[:200]}); fetch or copy it again")
-
-
-@functools.cache
-def _warn_of_old_torch() -> None:
-    """Once a process: the digest check before loading matters all the more there."""
-    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
-    if version and (int(version[1]), int(version[2])) < (2, 10):
-        logger.warning(
-            "torch %s has known ways around weights_only (CVE-2026-24747): load only files that you trust, prefer "
-            "safetensors, or update to torch 2.10 or later",
-            torch.__version__,
-        )
+        return read_torch_file(file)
+    except ForeignClass as error:
+        raise WeightsError(
+            f"{path} holds {error}, which is neither a tensor nor plain data and could run code: refused. "
+            "Ask its maker for the state dict alone, best as safetensors"
+        ) from error
+    except UnsoundFile as error:
+        raise WeightsError(f"{path} is damaged or not a weight file ({error}); fetch or copy it again") from error
 
 
 # safetensors ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import os
 import pickle
 import re
@@ -36,7 +35,6 @@ from weight_files import (
 from barlowtwins.config import WeightsVerifyConfig
 from barlowtwins.core.errors import DownloadError, WeightsError
 from barlowtwins.hub import resnet18
-from barlowtwins.zoo import safe_load
 from barlowtwins.zoo.commands import weights_verify
 from barlowtwins.zoo.safe_load import read_weight_file
 from barlowtwins.zoo.weights import load_weights
@@ -397,27 +395,3 @@ def test_24_any_changed_byte_of_safetensors_gives_tensors_or_a_clear_error(
     whole[int(place * len(whole))] = value
     with contextlib.suppress(WeightsError):
         read_weight_file(_write(tmp_path / "w.safetensors", whole))
-
-
-# Torch whose own guard is known to have holes -------------------------------------------------------------------------
-
-
-def test_17_old_torch_is_named_once_where_a_pickle_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    safe_load._warn_of_old_torch.cache_clear()
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
-    caplog.set_level(logging.WARNING)
-    (tmp_path / "w.safetensors").write_bytes(save_safetensors({"a": torch.ones(1)}))
-    read_weight_file(tmp_path / "w.safetensors")
-    assert caplog.messages == []
-    for _ in range(2):
-        read_weight_file(_write(tmp_path / "w.pth", saved(STATE)))
-    (said,) = caplog.messages
-    assert "torch 2.9.1+cu128" in said and "CVE-2026-24747" in said and "safetensors" in said
-    safe_load._warn_of_old_torch.cache_clear()
-    caplog.clear()
-    monkeypatch.setattr(torch, "__version__", "2.10.0")
-    read_weight_file(tmp_path / "w.pth")
-    assert caplog.messages == []
-    safe_load._warn_of_old_torch.cache_clear()
