@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -142,7 +144,7 @@ class TestLists:
             (b"", "names no image: its lines are empty"),
             (b"# only\n\n", "names no image: its lines are empty"),
             (b"x.png\tdog\nx.png\n", "1 of 2 lines .* have no label, first line 2"),
-            (b"\xff\xfe\x00x", "must be UTF-8"),
+            (b"\xff\xfe\x00", "must be UTF-8"),
         ],
     )
     def test_what_is_no_list(self, folder: Path, content: bytes, message: str) -> None:
@@ -419,3 +421,106 @@ def test_offline_the_message_says_what_to_put_where(name: str, tmp_path: Path) -
     with pytest.raises(DataError, match=rf"{name} is not in .* and cannot be downloaded .* put {archive}"):
         open_source(name, data_root=tmp_path / "new")
     assert [path.name for path in (tmp_path / "new").iterdir() if not path.name.startswith(".")] == []
+
+
+class TestLeftOut:
+    """What is not taken is counted."""
+
+    def test_folders_that_a_system_makes_and_suffixes_that_are_not_read(self, tmp_path: Path) -> None:
+        for key in ("cat/1.png", "cat/@eaDir/1.png/SYNOPHOTO_THUMB.png", "dog/2.png", "#recycle/dog/3.png"):
+            draw(tmp_path / key)
+        for key in ("$RECYCLE.BIN/4.png", "@__thumb/5.png", ".ipynb_checkpoints/6.png", "__MACOSX/cat/._1.png"):
+            draw(tmp_path / key)
+        for key in ("cat/raw.NEF", "dog/raw.nef", "notes.txt", "dog/.DS_Store", "LICENSE"):
+            (tmp_path / key).touch()
+        source = open_source(tmp_path)
+        assert keys(source) == ["cat/1.png", "dog/2.png"]
+        assert source.classes == ("cat", "dog")
+        assert source.left_out == {
+            "files in @eaDir": 1,
+            "files in #recycle": 1,
+            "files in $RECYCLE.BIN": 1,
+            "files in @__thumb": 1,
+            "files in __MACOSX": 1,
+            "hidden folders": 1,
+            "hidden files": 1,
+            ".nef files": 2,
+            ".txt files": 1,
+            "files without a suffix": 1,
+        }
+        assert subset(source, [0]).left_out == source.left_out
+
+    def test_a_folder_of_nothing_but_thumbnails(self, tmp_path: Path) -> None:
+        draw(tmp_path / "@eaDir" / "1.png")
+        with pytest.raises(DataError, match=r"no files are there \(and left out: 1 files in @eaDir\)"):
+            open_source(tmp_path)
+
+    def test_photos_of_phones_are_read_or_counted(self, tmp_path: Path) -> None:
+        draw(tmp_path / "1.png")
+        pillow_heif = pytest.importorskip("pillow_heif")
+        picture = np.zeros((24, 32, 3), np.uint8)
+        picture[:, 16:] = (200, 100, 50)
+        exif = Image.Exif()
+        pillow_heif.from_pillow(Image.fromarray(picture)).save(tmp_path / "2.HEIC", quality=95, exif=exif)
+        read = open_source(tmp_path).read(0)
+        assert open_source(tmp_path).key(1) == "2.HEIC"
+        read = open_source(tmp_path).read(1)
+        assert isinstance(read, Image.Image) and np.abs(np.asarray(read).astype(int) - picture).mean() < 4
+        cut = (tmp_path / "2.HEIC").read_bytes()
+        (tmp_path / "2.HEIC").write_bytes(cut[: len(cut) // 2])
+        assert isinstance(open_source(tmp_path).read(1), Unreadable)
+
+    def test_without_the_extra_the_message_names_it(self, tmp_path: Path) -> None:
+        (tmp_path / "1.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+        (tmp_path / "2.heic").touch()
+        program = (
+            "import sys; sys.modules['pillow_heif'] = None\n"
+            "import importlib.util as u; find = u.find_spec\n"
+            "u.find_spec = lambda name: None if name == 'pillow_heif' else find(name)\n"
+            "from barlowtwins.data.open import open_source; from barlowtwins.data.images import read_image\n"
+            "print(read_image(sys.argv[1] + '/1.heic').why)\n"
+            "try: open_source(sys.argv[1])\n"
+            "except Exception as error: print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        read, listed = done.stdout.splitlines()
+        assert "a HEIF image; pip install 'barlowtwins[heif]' reads it" in read
+        assert "2 files, most common suffixes .heic (2)" in listed
+        assert listed.endswith("pip install 'barlowtwins[heif]' reads .heic; give a folder that has some")
+
+
+class TestAccents:
+    """Names that differ only in how accents are stored: composed (NFC) or with marks of their own (NFD)."""
+
+    NFC, NFD = "\u00c4pfel", "A\u0308pfel"
+
+    def test_classes_are_compared_composed(self, tmp_path: Path) -> None:
+        draw(tmp_path / "train" / self.NFC / "1.png")
+        draw(tmp_path / "val" / self.NFD / "1.png")
+        train, val = open_source(tmp_path / "train"), open_source(tmp_path / "val")
+        assert train.classes == val.classes == (self.NFC,)
+        assert isinstance(val.read(0), Image.Image), "the file is found by the name that it has"
+
+    def test_two_folders_that_are_equal_but_for_that_are_refused(self, tmp_path: Path) -> None:
+        for name in (self.NFC, self.NFD):
+            draw(tmp_path / name / "1.png")
+        if len(list(tmp_path.iterdir())) == 1:
+            pytest.skip("this file system takes both names for one")
+        with pytest.raises(DataError, match=r"two class folders are both called .*'A\\u0308pfel' and '\\xc4pfel'"):
+            open_source(tmp_path)
+
+
+def test_a_folder_that_has_a_data_sets_name_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "shapes" / "1.png")
+    assert open_source("shapes:3").key(0) == "shapes/000000"
+    assert capsys.readouterr().err == ""
+    assert len(open_source("shapes")) == 10_000
+    assert (
+        "shapes is the data set of this name; for the folder shapes that is here write ./shapes"
+        in capsys.readouterr().err
+    )

@@ -163,6 +163,23 @@ def test_images_of_a_folder_say_their_size_and_whether_they_are_grey(
     assert observe(source).channels == seen.channels
 
 
+def test_a_few_color_images_among_many_grey_ones_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = images(tmp_path / "photos", [(4, 4)] * 300, "L")
+    assert observe(open_source(data)).channels == 1
+    assert f"{data}: 256 of 300, all that were looked at, images are grey, so 1 channel by default; --channels 3" in (
+        capsys.readouterr().err
+    )
+    missed = 0
+    for seed in range(20):
+        chosen = np.random.default_rng(seed).choice(300, 15, replace=False)  # 5 %
+        for number in chosen:
+            Image.fromarray(np.full((4, 4, 3), (9, 0, 0), np.uint8)).save(tmp_path / "photos" / f"{number}.png")
+        missed += observe(open_source(data)).channels == 1
+        for number in chosen:
+            Image.new("L", (4, 4)).save(tmp_path / "photos" / f"{number}.png")
+    assert missed == 0
+
+
 def test_images_that_cannot_be_read_leave_it_to_the_source(tmp_path: Path) -> None:
     source = open_source(images(tmp_path / "photos", [(8, 8)] * 2, "L"))
     for path in (tmp_path / "photos").iterdir():

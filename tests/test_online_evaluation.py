@@ -117,9 +117,19 @@ def test_val_without_labels_is_refused(tmp_path: Path) -> None:
         parts(data, val=val)
 
 
+def test_val_may_lack_classes_and_labels_are_matched_by_name(tmp_path: Path) -> None:
+    data, val = images(tmp_path / "train", {"a": 5, "b": 4, "c": 3}), images(tmp_path / "val", {"c": 2, "b": 1})
+    found = parts(data, val=val)
+    assert found is not None
+    bank, queries = found
+    assert queries.classes == bank.classes == ("a", "b", "c")
+    assert queries.labels is not None and queries.labels.tolist() == [1, 2, 2]
+    assert [queries.key(row)[0] for row in range(3)] == ["b", "c", "c"]
+
+
 def test_more_classes_in_val_than_in_training_are_refused_by_name(tmp_path: Path) -> None:
     data, val = images(tmp_path / "train", {"a": 5, "b": 4}), images(tmp_path / "val", {"a": 3, "b": 1, "zebra": 2})
-    with pytest.raises(DataError, match=r"--val has 3 classes, the training data 2; .* has zebra"):
+    with pytest.raises(DataError, match=r"--val has classes that the training data lack: zebra"):
         parts(data, val=val)
 
 

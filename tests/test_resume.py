@@ -323,7 +323,7 @@ def test_another_architecture_is_refused_with_counts(run: tuple[RunFolder, Barlo
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "resnet18.pth")
     cases = [
         (network(), str(tmp_path / "resnet18.pth"), r"is a resnet18 and does not fit .*unexpected .*of another shape"),
-        (network(channels=1), str(run[0].path), r"1 of another shape \(backbone\.conv1\.weight"),
+        (network(channels=1), str(run[0].path), r"trained on 3 channels, the network here has 1; give --channels 3$"),
         (network(stem="imagenet"), str(run[0].path), r"1 of another shape \(backbone\.conv1\.weight"),
         (network(), str(tmp_path / "nothing"), r"no weights .*nothing"),
     ]

@@ -85,11 +85,14 @@ def test_a_list_that_does_not_fit_is_refused_with_its_first_stranger(tmp_path: P
         listing.write_text(text)
         with pytest.raises(DataError, match=complaint):
             listed_images(source, listing)
-    listing.write_bytes(b"\xff\xfe")
+    listing.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot read the list"):
         listed_images(source, listing)
     listing.write_text("a/1.png\nb/1.png\n")
     assert listed_images(source, listing).tolist() == [0, 1]
+    for encoding in ("utf-8-sig", "utf-16"):  # as Excel saves them
+        listing.write_text("a/1.png\r\n2.png\r\n", encoding, newline="")
+        assert listed_images(source, listing).tolist() == [0, 2]
 
 
 def test_a_published_list_is_fetched_once_and_verified(server: Server, tmp_path: Path) -> None:

@@ -114,8 +114,10 @@ def test_the_archive_of_the_tar_command(tmp_path: Path) -> None:
     (tmp_path / "dog" / "link.png").symlink_to("1.png")
     subprocess.run(["tar", "--sort=name", "-cf", "t.tar", "./cat", "./dog"], cwd=tmp_path, check=True)
     source = open_source(tmp_path / "t.tar")
-    assert keys(source) == ["t.tar/cat/1.png", "t.tar/cat/2.png", "t.tar/dog/1.png"]
-    assert source.classes == ("cat", "dog") and source.labels is not None and source.labels.tolist() == [0, 0, 1]
+    assert keys(source) == ["t.tar/cat/1.png", "t.tar/cat/2.png", "t.tar/dog/1.png", "t.tar/dog/link.png"]
+    assert source.classes == ("cat", "dog") and source.labels is not None and source.labels.tolist() == [0, 0, 1, 1]
+    assert shades(source)[2] == shades(source)[3] == len("dog/1.png")
+    assert source.left_out == {"hidden files": 1}
 
 
 def test_labels_beside_the_images(tmp_path: Path) -> None:
@@ -205,3 +207,134 @@ def test_a_process_that_reads_it_says_so_in_one_line(shards: Path) -> None:
     ):
         for _ in batches:
             pass
+
+
+def labels(source: Source) -> list[str]:
+    assert source.labels is not None
+    return [source.classes[label] for label in source.labels]
+
+
+DOTTED = {
+    "versions": [("a1.5.png", "five"), ("a1.5.cls", "5"), ("a1.7.png", "seven"), ("a1.7.cls", "7")],
+    "labels first": [("a1.7.cls", "7"), ("a1.5.cls", "5"), ("a1.5.png", "five"), ("a1.7.png", "seven")],
+    "times in folders": [
+        ("d.1/t.09.30.png", ""),
+        ("d.1/t.09.30.cls", "5"),
+        ("d.1/t.09.31.png", ""),
+        ("d.1/t.09.31.json", '{"cls": 7}'),
+    ],
+    "one for all of a key, one of its own": [("a.cls", "5"), ("a.left.png", ""), ("a.7.png", ""), ("a.7.cls", "7")],
+    "a label with more to its name": [
+        ("a.png", ""),
+        ("a.meta.json", '{"label": "5"}'),
+        ("a.b.png", ""),
+        ("a.b.cls", "7"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", DOTTED)
+def test_the_label_is_that_of_the_longest_name_shared(name: str, tmp_path: Path) -> None:
+    members = [(key, png(1) if key.endswith("png") else data.encode()) for key, data in DOTTED[name]]
+    assert labels(open_source(write_tar(tmp_path / "t.tar", members))) == ["5", "7"]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            [("a.png", ""), ("a.cls", "5"), ("a.json", '{"label": 7}')],
+            r"two labels for a: '5' in a\.cls and '7' in a\.json",
+        ),
+        (
+            [("a.png", ""), ("a.x.cls", "5"), ("a.y.cls", "7")],
+            r"two labels for a\.png: those of a\.x\.cls and a\.y\.cls",
+        ),
+        (
+            [("a.png", ""), ("a.json", '{"label": 5, "cls": "cat"}')],
+            r"a\.json has two labels, 5 as 'label' and 'cat' as",
+        ),
+        ([("a.1.png", ""), ("a.2.cls", "2")], r"1 of 1 images in .* no label, first a\.1\.png, beside 1 label files"),
+        ([("a.png", ""), ("b.png", ""), ("./a.png", "")], r"t\.tar holds a\.png twice"),
+        ([("a.png", ""), ("a.cls", "5"), ("a.cls", "7")], r"t\.tar holds a\.cls twice"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused(members: list[tuple[str, str]], message: str, tmp_path: Path) -> None:
+    written = [(key, png(1) if key.endswith("png") else data.encode()) for key, data in members]
+    with pytest.raises(DataError, match=message):
+        open_source(write_tar(tmp_path / "t.tar", written))
+
+
+def test_one_label_in_two_files_is_one_label(tmp_path: Path) -> None:
+    members = [("a.png", png(1)), ("a.cls", b"\xef\xbb\xbf5\n"), ("a.json", b'{"label": 5}')]
+    assert labels(open_source(write_tar(tmp_path / "t.tar", members))) == ["5"]
+
+
+def test_labels_without_an_image_are_counted(tmp_path: Path) -> None:
+    members = [("a.png", png(1)), ("a.cls", b"5"), ("text.cls", b"7"), ("a.txt", b"caption"), ("b.json", b'{"x": 1}')]
+    source = open_source(write_tar(tmp_path / "t.tar", members))
+    assert labels(source) == ["5"]
+    assert source.left_out == {"labels without an image": 1, ".txt files": 1, ".json files": 1}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_joined_archives_are_read_one_after_the_other(count: int, tmp_path: Path) -> None:
+    parts = [
+        write_tar(tmp_path / "parts" / f"{n}.tar", [(f"{n}.png", png(n)), (f"{n}.cls", b"%d" % n)])
+        for n in range(count)
+    ]
+    with (tmp_path / "t.tar").open("wb") as joined:
+        subprocess.run(["cat", *parts], stdout=joined, check=True)
+    source = open_source(tmp_path / "t.tar")
+    assert shades(source) == list(range(count)) and labels(source) == [str(n) for n in range(count)]
+    assert source.notes == (f"t.tar is {count} archives joined to one file; all were read",)
+    with (tmp_path / "t.tar").open("ab") as joined:
+        joined.write(b"no archive")
+    with pytest.raises(DataError, match=r"t\.tar is (no whole|cut or damaged)"):
+        open_source(tmp_path / "t.tar")
+    twice = tmp_path / "twice.tar"
+    twice.write_bytes(parts[0].read_bytes() * 2)
+    with pytest.raises(DataError, match=r"twice\.tar holds 0\.png twice"):
+        open_source(twice)
+
+
+def test_an_archive_that_tar_appended_a_newer_copy_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(1))
+    subprocess.run(["tar", "-cf", "t.tar", "x.png"], cwd=tmp_path, check=True)
+    (tmp_path / "x.png").write_bytes(png(2))
+    subprocess.run(["tar", "-rf", "t.tar", "x.png"], cwd=tmp_path, check=True)
+    with pytest.raises(DataError, match=r"holds x\.png twice, and which one is meant is not told"):
+        open_source(tmp_path / "t.tar")
+
+
+def test_links_inside_the_archive_are_followed_and_others_counted(tmp_path: Path) -> None:
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    (tmp_path / "a" / "1.png").write_bytes(png(1))
+    (tmp_path / "a" / "raw").write_bytes(png(2))
+    (tmp_path / "a" / "hard.png").hardlink_to(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "deep" / "up.png").symlink_to("../raw")
+    (tmp_path / "a" / "deep" / "twice.png").symlink_to("up.png")
+    (tmp_path / "a" / "out.png").symlink_to("/etc/hostname")
+    (tmp_path / "a" / "knot.png").symlink_to("knot.png")
+    (tmp_path / "outside.png").write_bytes(png(3))
+    (tmp_path / "a" / "above.png").symlink_to("../outside.png")
+    subprocess.run(["tar", "--sort=name", "-cf", "t.tar", "a"], cwd=tmp_path, check=True)
+    source = open_source(tmp_path / "t.tar")
+    found = dict(zip(keys(source), shades(source), strict=True))
+    assert found == {
+        "t.tar/a/1.png": 1,
+        "t.tar/a/deep/twice.png": 2,
+        "t.tar/a/deep/up.png": 2,
+        "t.tar/a/hard.png": 1,
+    }
+    assert source.left_out == {"links that lead out of the archive": 3, "files without a suffix": 1}
+
+
+def test_folders_of_systems_and_two_spellings_in_an_archive(tmp_path: Path) -> None:
+    members = [("a/1.png", png(1)), ("a/@eaDir/1.png", png(2)), ("__MACOSX/a/1.png", png(2)), ("a/._1.png", b"")]
+    source = open_source(write_tar(tmp_path / "t.tar", members))
+    assert (shades(source), source.classes) == ([1], ("a",))
+    assert source.left_out == {"files in @eaDir": 1, "files in __MACOSX": 1, "hidden files": 1}
+    write_tar(tmp_path / "t.tar", [("\u00e4/1.png", png(1)), ("a\u0308/1.png", png(1))])
+    with pytest.raises(DataError, match="two class folders are both called"):
+        open_source(tmp_path / "t.tar")

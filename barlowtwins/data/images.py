@@ -17,7 +17,9 @@ FITS, PSD, ...) never see the bytes. A file is either whole or `Unreadable`; no 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import io
 import os
 import stat
@@ -26,7 +28,7 @@ import threading
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -37,20 +39,41 @@ try:
 except ImportError:  # Pillow before 11.3
     AvifImagePlugin = None  # type: ignore[assignment]
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Unreadable", "read_array", "read_image", "to_rgb", "upright"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Unreadable",
+    "read_array",
+    "read_image",
+    "suffix_hint",
+    "to_rgb",
+    "upright",
+]
 
 # Pillow registers the last three only when their plugins are imported, as above; left to itself it would import all
 # of its plugins at the first such file, in whatever thread meets it.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP") + (("AVIF",) if AvifImagePlugin else ())
 """Formats that are read; Pillow's names."""
 
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+"""Of photos by phones, which pillow-heif reads (the extra `heif`)."""
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+
 _SUFFIXES = "jpg jpeg jpe jfif png apng gif bmp webp avif tif tiff ppm pgm pbm pnm"
-IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split()) | (HEIF_SUFFIXES if HAS_HEIF else frozenset())
 """Suffixes, in lower case, by which listings tell images from other files. The content decides how one is read."""
 
 MAX_PIXELS = 178_956_970
 """Most pixels, width times height, that are decoded unless told otherwise: half a gigabyte as RGB. Pillow refuses
 more than this by default too, so a higher `max_pixels` needs a higher `PIL.Image.MAX_IMAGE_PIXELS` as well."""
+
+
+def suffix_hint(suffix: str) -> str:
+    """What brings files of this suffix (".heic"), if an extra does; else empty."""
+    if suffix in HEIF_SUFFIXES and not HAS_HEIF:
+        return f"pip install 'barlowtwins[heif]' reads {suffix}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,7 @@ def read_image(
             file = stack.enter_context(_open(source))
             if not file.read(1):
                 return Unreadable(name, "the file is empty")
-            image = stack.enter_context(Image.open(file, formats=FORMATS))
+            image = stack.enter_context(_decoder_of(file))
             if image.width * image.height > max_pixels:
                 return Unreadable(name, f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
             image.load()
@@ -210,6 +233,31 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 @functools.cache
 def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+
+
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+def _decoder_of(file: BinaryIO) -> Image.Image:
+    """Pillow's image of a file, by its content; HEIF through its own package, which the first such file loads."""
+    file.seek(0)
+    start = file.read(12)
+    file.seek(0)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+        if not HAS_HEIF:
+            raise OSError("a HEIF image; pip install 'barlowtwins[heif]' reads it")
+        import pillow_heif
+
+        with contextlib.suppress(UnidentifiedImageError):  # an AVIF image may call itself mif1, too
+            _register_heif(pillow_heif)
+            return Image.open(file, formats=("HEIF",))
+        file.seek(0)
+    return Image.open(file, formats=FORMATS)
+
+
+@functools.cache
+def _register_heif(pillow_heif: Any) -> None:
+    pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def _name(source: object) -> str:

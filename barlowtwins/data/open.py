@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -30,15 +31,17 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.core.errors import DataError
+from barlowtwins.core.progress import say
 from barlowtwins.data.channels import PREFIX, open_channels
 from barlowtwins.data.datasets import DATASETS, open_dataset
 from barlowtwins.data.images import IMAGE_SUFFIXES
-from barlowtwins.data.listing import LIST_SUFFIXES, list_folder, read_list, top_folders
+from barlowtwins.data.listing import list_folder, top_folders
+from barlowtwins.data.lists import LIST_SUFFIXES, read_list
 from barlowtwins.data.remote import UrlSource, is_url
 from barlowtwins.data.sources import ArraySource, FileSource, ItemSource, Source, SubsetSource
 from barlowtwins.data.tars import TarSource, is_tar
 
-__all__ = ["Source", "has_split", "open_source", "subset"]
+__all__ = ["Source", "has_split", "open_source", "relabeled", "subset"]
 
 
 def open_source(
@@ -63,6 +66,8 @@ def open_source(
     if isinstance(data, np.ndarray):
         return ArraySource("array", data)
     if isinstance(data, str) and data.partition(":")[0] in DATASETS:
+        if os.path.isdir(data):
+            say(f"{data} is the data set of this name; for the folder {data} that is here write ./{data}")
         return open_dataset(data, split=split, data_root=None if data_root is None else Path(data_root))
     if isinstance(data, (str, os.PathLike)):
         name = os.fspath(data)
@@ -92,6 +97,17 @@ def subset(source: Source, indices: npt.NDArray[np.integer] | Sequence[int]) -> 
     return SubsetSource(source, indices)
 
 
+def relabeled(source: Source, classes: Sequence[str]) -> Source:
+    """`source` with its labels as numbers into `classes`, matched by name; all of its own must be among them."""
+    if source.labels is None or source.classes == tuple(classes):
+        return source
+    place = {name: number for number, name in enumerate(classes)}
+    same = SubsetSource(source, np.arange(len(source)))
+    same.labels = np.array([place[name] for name in source.classes], np.int64)[source.labels]
+    same.classes = tuple(classes)
+    return same
+
+
 def _open_url(url: str) -> Source:
     if is_tar(url):
         return TarSource(url)
@@ -105,13 +121,16 @@ def _open_url(url: str) -> Source:
 def _open_path(path: Path, name: str) -> Source:
     suffix = path.suffix.lower()
     if path.is_dir():
-        keys = list_folder(path)
-        return FileSource(name, path, keys, top_folders(keys))
+        left_out: Counter[str] = Counter()
+        keys = list_folder(path, left_out)
+        return FileSource(name, path, keys, top_folders(keys), left_out=left_out)
     if not path.exists():
         raise DataError(_not_found(path, name))
     if suffix in LIST_SUFFIXES:
-        keys, labels = read_list(path)
-        return FileSource(name, path.parent, keys, labels)
+        listed = read_list(path)
+        for note in listed.notes:
+            say(f"{name}: {note}")
+        return FileSource(name, path.parent, listed.keys, listed.labels, notes=listed.notes)
     if suffix in IMAGE_SUFFIXES:
         return FileSource(name, path.parent, [path.name])
     raise DataError(

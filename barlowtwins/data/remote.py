@@ -10,9 +10,9 @@ import glob
 import hashlib
 import itertools
 import os
-import posixpath
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from barlowtwins.core.errors import DataError, MissingExtraError
-from barlowtwins.data.images import IMAGE_SUFFIXES, Unreadable, read_image
-from barlowtwins.data.listing import top_folders
+from barlowtwins.data.images import Unreadable, read_image
+from barlowtwins.data.listing import left_out_because, top_folders
 from barlowtwins.data.sources import PackedStrings, Source, number_classes
 
 __all__ = ["UrlSource", "expand", "is_url", "matching", "open_file", "read_bytes", "read_range"]
@@ -166,9 +166,14 @@ class UrlSource(Source):
     def __init__(self, url: str) -> None:
         self.name = url
         self._url = url.rstrip("/")
-        found = sorted(_list_images(self._url))
+        left_out: Counter[str] = Counter()
+        found = sorted(_list_images(self._url, left_out))
         if not found:
-            raise DataError(f"no images in {url}: give a folder that holds some, or tar shards such as {url}/*.tar")
+            there = f" ({', '.join(f'{count} {why}' for why, count in left_out.items())})" if left_out else ""
+            raise DataError(
+                f"no images in {url}{there}: give a folder that holds some, or tar shards such as {url}/*.tar"
+            )
+        self.left_out = dict(left_out)
         keys = [key for key, _ in found]
         self._keys = PackedStrings(keys)
         self._sizes = np.array([size for _, size in found], np.int64)  # (N,)
@@ -191,22 +196,19 @@ class UrlSource(Source):
         return fingerprint_of(self, self._sizes)
 
 
-def _list_images(url: str) -> Iterator[tuple[str, int]]:
-    """Key and size of each image below `url`; hidden files and folders are left out."""
+def _list_images(url: str, left_out: Counter[str]) -> Iterator[tuple[str, int]]:
+    """Key and size of each image below `url`; what is left out is counted."""
     found: dict[str, dict[str, Any]]
     root, found = _patiently(url, lambda fs, path: (fs._strip_protocol(path), fs.find(path, detail=True)))
     for path, about in found.items():
         key = path.removeprefix(root).lstrip("/")
-        if posixpath.splitext(key)[1].lower() in IMAGE_SUFFIXES and not is_hidden(key):
+        if why := left_out_because(key):
+            left_out[why] += 1
+        else:
             yield key, int(about.get("size") or 0)
 
 
 # What sources that read no plain files share ------------------------------------------------------------------------
-
-
-def is_hidden(key: str) -> bool:
-    """Whether a part of a path begins with a dot, as of files that a system keeps for itself."""
-    return any(part.startswith(".") for part in key.split("/"))
 
 
 def named(image: Image.Image | Unreadable, name: str) -> Image.Image | Unreadable:

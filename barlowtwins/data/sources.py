@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import overload
 
 import numpy as np
@@ -39,6 +41,10 @@ class Source(ABC):
     """(H, W) if all images are known to have it."""
     root: Path | None = None
     """The folder that the keys are relative to, for sources of files."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """By reason, such as ".heic files" or "hidden files": how many were there and not taken."""
+    notes: Sequence[str] = ()
+    """What was decided on the way to the images, such as which columns of a list are not used."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -83,13 +89,24 @@ class FileSource(Source):
         root: the folder; None if the keys are relative to the working folder of now.
         keys: N paths with forward slashes, relative or absolute.
         labels: a class name for each, or None.
+        left_out, notes: as `Source` has them.
     """
 
-    def __init__(self, name: str, root: Path | None, keys: Sequence[str], labels: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path | None,
+        keys: Sequence[str],
+        labels: Sequence[str] | None = None,
+        *,
+        left_out: Mapping[str, int] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         self.name, self.root = name, root
         self._folder = Path.cwd() if root is None else root.absolute()
         self._keys = PackedStrings(keys)
         self.classes, self.labels = number_classes(labels)
+        self.left_out, self.notes = dict(left_out or {}), tuple(notes)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -217,6 +234,7 @@ class SubsetSource(Source):
         self.source, self.indices = source, np.asarray(indices, np.int64)
         self.name, self.classes, self.root = source.name, source.classes, source.root
         self.channels, self.size = source.channels, source.size
+        self.left_out, self.notes = source.left_out, source.notes
         self.labels = None if source.labels is None else source.labels[self.indices]
 
     def __len__(self) -> int:
@@ -244,11 +262,16 @@ def _numbered(source: Source, index: int) -> str:
 
 
 def number_classes(labels: Sequence[str] | None) -> tuple[tuple[str, ...], npt.NDArray[np.int64] | None]:
-    """Class names sorted by code points, and each label's place among them, (N,); nothing and None for None."""
+    """Class names sorted by code points, and each label's place among them, (N,); nothing and None for None.
+
+    Names are in Unicode's composed form (NFC), so that they are equal wherever a system stores accents another way.
+    """
     if labels is None:
         return (), None
-    classes = tuple(sorted(set(labels)))
-    place = {name: number for number, name in enumerate(classes)}
+    composed = {label: unicodedata.normalize("NFC", label) for label in set(labels)}
+    classes = tuple(sorted(set(composed.values())))
+    number = {name: place for place, name in enumerate(classes)}
+    place = {label: number[name] for label, name in composed.items()}
     return classes, np.fromiter((place[label] for label in labels), np.int64, len(labels))
 
 

@@ -6,9 +6,14 @@ the same rows however it is named (braces, wildcards), and an archive more whose
 | in the archive | becomes |
 |---|---|
 | a regular file with an image suffix | a row, whose key is "archive.tar/name in it" |
+| a hard or symbolic link to such a file in the same archive | a row with the bytes of that file |
 | `x.cls` or `x.json` beside `x.jpg` (WebDataset) | its label: the text, or "label" or "cls" of the JSON object |
 | no such labels, but every image in a folder | labels, as of a folder of class folders |
-| hidden names, links, devices, other files | nothing |
+| hidden names, links to elsewhere, devices, other files | nothing; they are counted as left out |
+
+`a1.5.cls` is the label of `a1.5.jpg`: of the names that an image and a label share up to a dot, the longest counts. Two
+labels for one image are refused, and so is an image or label whose name comes twice. Archives that were joined with
+`cat` are read one after the other.
 """
 
 # N images in T archives
@@ -18,8 +23,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import posixpath
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PureWindowsPath
@@ -29,16 +36,18 @@ import numpy as np
 from PIL import Image
 
 from barlowtwins.core.errors import DataError
-from barlowtwins.data.images import IMAGE_SUFFIXES, Unreadable, read_image
-from barlowtwins.data.listing import top_folders
-from barlowtwins.data.remote import absolute, fingerprint_of, is_hidden, matching, named, open_file, read_range
+from barlowtwins.data.images import Unreadable, read_image
+from barlowtwins.data.listing import left_out_because, top_folders
+from barlowtwins.data.remote import absolute, fingerprint_of, matching, named, open_file, read_range
 from barlowtwins.data.sources import PackedStrings, Source, number_classes
 
 __all__ = ["TarSource", "is_tar"]
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 THREADS = 8  # archives that are read at once: behind a URL, most of the time is waiting
+LABELS = (".cls", ".json")
 MOST_LABEL_BYTES = 1 << 20  # of a .cls or .json file
+MOST_LINKS = 40  # from one to the next, as Linux follows them
 
 
 def is_tar(name: str) -> bool:
@@ -78,7 +87,13 @@ class TarSource(Source):
         self._keys = PackedStrings(
             f"{prefix}/{name}" for prefix, index in zip(prefixes, indices, strict=True) for name in index.names
         )
-        self.classes, self.labels = number_classes(_labels(pattern, indices, names))
+        self.classes, self.labels = number_classes(_labels(pattern, self._tars, indices, names))
+        self.left_out = dict(sum((index.left_out for index in indices), Counter[str]()))
+        self.notes = tuple(
+            f"{tar} is {index.parts} archives joined to one file; all were read"
+            for tar, index in zip(prefixes, indices, strict=True)
+            if index.parts > 1
+        )
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -109,65 +124,137 @@ class _Index:
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    labels: dict[str, str] = field(default_factory=dict)
-    """By the name up to its first dot."""
-
-    def label(self, name: str) -> str | None:
-        return self.labels.get(_stem(name))
+    labels: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Label and the file that gave it, by that file's name without its suffix."""
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Offset and size of every regular file, of which links may be."""
+    links: dict[int, str] = field(default_factory=dict)
+    """What a row that is a link leads to, by its number."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    parts: int = 0
+    """Archives that were joined to this file."""
 
 
 def _read_index(tar: str) -> _Index:
     index = _Index()
     try:
-        with open_file(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                _take(member, tar, file, index)
-                archive.members.clear()  # type: ignore[attr-defined]  # they would grow with the archive
-            _require_end(file, archive.offset, tar)
+        with open_file(tar) as file:
+            start: int | None = 0
+            while start is not None:
+                file.seek(start)
+                start = _read_part(file, tar, index)
     except tarfile.TarError as error:
         raise DataError(f"{tar} is no whole tar archive ({error}); make or copy it again") from error
     except OSError as error:
         raise DataError(f"cannot read {tar}: {error.strerror or error}; make it readable") from error
+    _follow_links(index)
     return index
 
 
+def _read_part(file: IO[bytes], tar: str, index: _Index) -> int | None:
+    """Read an archive from here to its end mark; where another one begins after it, or None."""
+    index.parts += 1
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (member := archive.next()) is not None:
+            _take(member, tar, file, index)
+            archive.members.clear()  # type: ignore[attr-defined]  # they would grow with the archive
+        _require_end(file, archive.offset, tar)
+    return _next_part(file)
+
+
+def _next_part(file: IO[bytes]) -> int | None:
+    """Where something other than zeros begins, from here on: archives that were joined follow each other so."""
+    while block := file.read(1 << 16):
+        rest = block.lstrip(b"\0")
+        if rest:
+            at = file.tell() - len(rest)
+            return at - at % tarfile.BLOCKSIZE
+    return None
+
+
 def _take(member: tarfile.TarInfo, tar: str, file: IO[bytes], index: _Index) -> None:
-    """Note a member of the archive if it is an image or a label."""
+    """Note a member of the archive if it is an image or a label; else count it as left out."""
     windows = PureWindowsPath(member.name)  # splits at both kinds of slashes
     if member.name.startswith(("/", "\\")) or windows.is_absolute() or ".." in windows.parts:
         raise DataError(f"{tar} names {member.name!r}, outside of itself; refused, make it with relative names")
-    name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
-    suffix = os.path.splitext(name)[1].lower()
-    if not member.isreg() or is_hidden(name):
+    name = _plain(member.name)
+    link = member.islnk() or member.issym()
+    if member.isdir():
         return
-    if suffix in IMAGE_SUFFIXES:
-        if member.issparse():
-            raise DataError(f"{tar} holds {name} as a sparse file; make it again without --sparse")
+    if not (member.isreg() or link):
+        index.left_out["not files"] += 1
+        return
+    why = left_out_because(name)
+    suffix = os.path.splitext(name)[1].lower()
+    is_label = why is not None and suffix in LABELS and not link and not left_out_because(f"{name}.png")
+    if (why is None or is_label) and name in index.files:
+        raise DataError(f"{tar} holds {name} twice, and which one is meant is not told; make it again with one of them")
+    if member.isreg() and member.issparse() and why is None:
+        raise DataError(f"{tar} holds {name} as a sparse file; make it again without --sparse")
+    index.files[name] = (member.offset_data, member.size)
+    if why is None:
+        if link:
+            target = member.linkname if member.islnk() else posixpath.join(posixpath.dirname(name), member.linkname)
+            index.links[len(index.names)] = _plain(posixpath.normpath(target))
         index.names.append(name)
         index.offsets.append(member.offset_data)
         index.sizes.append(member.size)
-    elif suffix in (".cls", ".json") and member.size <= MOST_LABEL_BYTES:
-        file.seek(member.offset_data)  # tarfile seeks before each header
-        label = _label(file.read(member.size), suffix, f"{tar}/{name}")
-        if label is not None:
-            index.labels[_stem(name)] = label
+    elif not (is_label and member.size <= MOST_LABEL_BYTES and _take_label(member, name, tar, file, index)):
+        index.left_out[why] += 1
+
+
+def _take_label(member: tarfile.TarInfo, name: str, tar: str, file: IO[bytes], index: _Index) -> bool:
+    """Note the label in a file, if there is one."""
+    stem, suffix = os.path.splitext(name)
+    file.seek(member.offset_data)  # tarfile seeks before each header
+    label = _label(file.read(member.size), suffix.lower(), f"{tar}/{name}")
+    if label is None:
+        return False
+    before, by = index.labels.setdefault(stem, (label, name))
+    if before != label:
+        raise DataError(f"{tar} has two labels for {stem}: {before!r} in {by} and {label!r} in {name}; keep one")
+    return True
+
+
+def _follow_links(index: _Index) -> None:
+    """Give the rows that are links the bytes of what they lead to; those that lead out of the archive are left out."""
+    lost = set()
+    targets = {index.names[row]: target for row, target in index.links.items()}
+    for row, name in index.links.items():
+        for _ in range(MOST_LINKS):
+            if name not in targets:
+                break
+            name = targets[name]
+        if name in index.files and name not in targets:
+            index.offsets[row], index.sizes[row] = index.files[name]
+        else:
+            lost.add(row)
+    if lost:
+        index.left_out["links that lead out of the archive"] += len(lost)
+        kept = [row for row in range(len(index.names)) if row not in lost]
+        index.names = [index.names[row] for row in kept]
+        index.offsets = [index.offsets[row] for row in kept]
+        index.sizes = [index.sizes[row] for row in kept]
+    index.files, index.links = {}, {}
+
+
+def _plain(name: str) -> str:
+    """A member's name without "." and doubled slashes."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _label(data: bytes, suffix: str, name: str) -> str | None:
     try:
         if suffix == ".cls":
-            return data.decode("utf-8").strip()
+            return data.decode("utf-8-sig").strip()
         content = json.loads(data)
     except ValueError as error:
         raise DataError(f"{name} cannot be read as a label: {error}; it must be UTF-8 text, or JSON") from error
-    label = next((content[key] for key in ("label", "cls") if key in content), None) if type(content) is dict else None
-    return str(label) if isinstance(label, (str, int)) else None
-
-
-def _stem(name: str) -> str:
-    """What WebDataset calls the key of a sample: the path up to the first dot of the file's name."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
+    found = {key: content[key] for key in ("label", "cls") if key in content} if type(content) is dict else {}
+    values = {str(value) for value in found.values() if isinstance(value, (str, int))}
+    if len(values) > 1:
+        raise DataError(f"{name} has two labels, {found['label']!r} as 'label' and {found['cls']!r} as 'cls'; keep one")
+    return values.pop() if values else None
 
 
 def _require_end(file: IO[bytes], offset: int, tar: str) -> None:
@@ -177,19 +264,58 @@ def _require_end(file: IO[bytes], offset: int, tar: str) -> None:
         raise DataError(f"{tar} is cut or damaged at byte {offset:,}: its end mark is missing; make or copy it again")
 
 
-def _labels(pattern: str, indices: Sequence[_Index], names: Sequence[str]) -> list[str] | None:
+def _labels(pattern: str, tars: Sequence[str], indices: Sequence[_Index], names: Sequence[str]) -> list[str] | None:
     """A label for each image, or None."""
-    labels = [index.label(name) for index in indices for name in index.names]
+    labels = [label for tar, index in zip(tars, indices, strict=True) for label in _labels_of(tar, index)]
     known = [label for label in labels if label is not None]
-    if not known:
+    given = sum(len(index.labels) for index in indices)
+    if not given:
         return top_folders(names)
     if len(known) < len(labels):
         first = names[labels.index(None)]
         raise DataError(
-            f"{len(labels) - len(known)} of {len(labels)} images in {pattern} have no label, first {first}; label "
-            f"all or none"
+            f"{len(labels) - len(known)} of {len(labels)} images in {pattern} have no label, first {first}, beside "
+            f"{given} label files; label all or none: x.cls belongs to x.jpg"
         )
     return known
+
+
+def _labels_of(tar: str, index: _Index) -> list[str | None]:
+    """The label of each image: of the label file whose name shares most with it, up to a dot.
+
+    `a1.5.jpg` takes `a1.5.cls`, and `a1.cls` only where that is missing; `x.jpg` takes `x.meta.json`, too, if it is
+    the only one of its kind and belongs to no image more closely.
+    """
+    taken: set[str] = set()
+    found: list[str | None] = []
+    for name in index.names:
+        stem = next((stem for stem in _shorter(os.path.splitext(name)[0]) if stem in index.labels), None)
+        taken.update(() if stem is None else (stem,))
+        found.append(None if stem is None else index.labels[stem][0])
+    beyond: dict[str, list[str]] = {}
+    for stem in index.labels:
+        if stem not in taken:
+            for shorter in _shorter(stem):
+                beyond.setdefault(shorter, []).append(stem)
+    for row, name in enumerate(index.names):
+        stems = beyond.get(os.path.splitext(name)[0], []) if found[row] is None else []
+        if len({index.labels[stem][0] for stem in stems}) > 1:
+            first, second = (index.labels[stem][1] for stem in stems[:2])
+            raise DataError(f"{tar} has two labels for {name}: those of {first} and {second}; keep one")
+        if stems:
+            taken.update(stems)
+            found[row] = index.labels[stems[0]][0]
+    if spare := len(index.labels) - len(taken):
+        index.left_out["labels without an image"] += spare
+    return found
+
+
+def _shorter(stem: str) -> Iterator[str]:
+    """The stem, and what is left of it without its last, last two, ... parts; dots of folders do not part it."""
+    folder, slash, file = stem.rpartition("/")
+    parts = file.split(".")
+    for end in range(len(parts), 0, -1):
+        yield folder + slash + ".".join(parts[:end])
 
 
 def _shortest(names: Sequence[str]) -> list[str]:

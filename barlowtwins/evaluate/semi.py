@@ -22,6 +22,7 @@ from barlowtwins.config import SemiConfig
 from barlowtwins.core.distributed import open_world
 from barlowtwins.core.errors import DataError, UsageError
 from barlowtwins.data.datasets import default_data_root
+from barlowtwins.data.lists import read_text
 from barlowtwins.data.open import Source, subset
 from barlowtwins.evaluate.draws import balanced_draw
 from barlowtwins.evaluate.labelled import Labelled, open_pair
@@ -149,10 +150,7 @@ def listed_images(source: Source, file: Path) -> npt.NDArray[np.int64]:
     Raises:
         DataError: the list is empty or no text, or names images that are not there or that cannot be told apart.
     """
-    try:
-        names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the list {file}: {error}; it must be UTF-8 text, an image a line") from error
+    names = [line.strip() for line in read_text(file).split("\n") if line.strip()]
     if not names:
         raise DataError(f"the list {file} names no image; give one a line")
     keys = [source.key(index) for index in range(len(source))]

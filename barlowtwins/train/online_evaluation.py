@@ -14,7 +14,7 @@ from torch import nn
 from barlowtwins.config import PretrainConfig
 from barlowtwins.core.errors import DataError
 from barlowtwins.core.progress import say
-from barlowtwins.data.open import Source, has_split, open_source, subset
+from barlowtwins.data.open import Source, has_split, open_source, relabeled, subset
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embedder import Embedder, extract
 from barlowtwins.metrics.knn import Labeled, knn_accuracy
@@ -37,7 +37,7 @@ def held_out(config: PretrainConfig, source: Source) -> tuple[Source, Source] | 
     gives both, queries being every sixth of it.
 
     Raises:
-        DataError: `--val` has no labels, or other classes than the training data.
+        DataError: `--val` has no labels, or a class that the training data lack.
     """
     watched = config.knn_every or config.probe_every
     if config.val == "none" or not watched or (source.labels is None and config.val is None):
@@ -53,12 +53,11 @@ def held_out(config: PretrainConfig, source: Source) -> tuple[Source, Source] | 
     if queries is None:
         every = np.arange(len(bank))
         bank, queries = subset(bank, every[every % ASIDE != 0]), subset(bank, every[every % ASIDE == 0])
-    if queries.classes != bank.classes:
-        unknown = sorted(set(queries.classes) ^ set(bank.classes))
+    if unknown := sorted(set(queries.classes) - set(bank.classes)):
         raise DataError(
-            f"--val has {len(queries.classes)} classes, the training data {len(bank.classes)}; only one of the two has "
-            f"{_some(unknown)}. Leave --val out, or use none"
+            f"--val has classes that the training data lack: {_some(unknown)}. Leave --val out, or use none"
         )
+    queries = relabeled(queries, bank.classes)
     return _thin(bank, BANK), _thin(queries, QUERIES)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from barlowtwins.config import PretrainConfig
 from barlowtwins.core.distributed import World
-from barlowtwins.core.errors import BarlowTwinsError, CheckpointError, ConfigError, OutputError
+from barlowtwins.core.errors import BarlowTwinsError, CheckpointError, ConfigError, OutputError, WeightsError
 from barlowtwins.core.printing import plural
 from barlowtwins.core.progress import say
 from barlowtwins.models.barlow_twins import BarlowTwins
@@ -171,6 +171,12 @@ def initialize(model: BarlowTwins, init: str | None) -> None:
     from barlowtwins.zoo.weights import load_weights
 
     weights = load_weights(init, full=True)
+    channels = getattr(getattr(model.backbone, "conv1", None), "in_channels", weights.channels)
+    if channels != weights.channels:
+        raise WeightsError(
+            f"--init {init} was trained on {plural(weights.channels, 'channel')}, the network here has {channels}; "
+            f"give --channels {weights.channels}"
+        )
     state = model.state_dict()
     backbone = {f"backbone.{key}": value for key, value in weights.backbone.items()}
     expected = {key: value for key, value in state.items() if key.startswith("backbone.")}

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from weight_files import record
 
 from barlowtwins.core.errors import BarlowTwinsError, DataError, WeightsError
-from barlowtwins.data.listing import read_list
+from barlowtwins.data.lists import read_list
 from barlowtwins.embedding.embeddings import open_embeddings, read_index
 from barlowtwins.runs.run_folder import RunFolder
 from barlowtwins.zoo.registry import registry
@@ -158,7 +158,7 @@ def test_26_27_a_list_of_anything_names_images_or_is_refused(
     path.write_bytes(text)
     found = tally(lambda: read_list(path), DataError)
     if found is not None:
-        keys, labels = found
+        keys, labels, _ = found
         assert keys
         assert labels is None or len(labels) == len(keys)
 

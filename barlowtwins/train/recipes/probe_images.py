@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from barlowtwins.core.progress import say
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.sources import Source
 
 __all__ = ["Observed", "observe"]
 
-LOOKED_AT = 16  # images, evenly spread
+LOOKED_AT = 256  # images, evenly spread: 5 % of color among them is missed once in half a million folders
 
 
 class Observed(NamedTuple):
@@ -26,17 +27,28 @@ class Observed(NamedTuple):
 
 
 def observe(source: Source) -> Observed:
-    """Look at a few images of a source, unless it knows its images' size already.
+    """Look at images of a source, unless it knows its images' size already; say so where they are taken as grey.
 
-    A folder cannot say what is in its files; 16 of them, evenly spread, can. Those that cannot be read say nothing.
+    A folder cannot say what is in its files; 256 of them, evenly spread, can. Those that cannot be read say nothing.
     """
     if source.size is not None:
         return Observed(source.channels, source.size)
     rows = np.unique(np.linspace(0, max(0, len(source) - 1), min(len(source), LOOKED_AT)).round().astype(np.int64))
-    seen = [image for row in rows.tolist() if not isinstance(image := source.read(row), Unreadable)]
-    if not seen:
-        return Observed(source.channels, None)
-    pixels = [np.asarray(image) for image in seen]  # (H, W) or (H, W, C) each
-    sizes = {array.shape[:2] for array in pixels}
-    grey = source.channels == 3 and all((array == array[..., :1]).all() for array in pixels)
-    return Observed(1 if grey else source.channels, sizes.pop() if len(sizes) == 1 else None)
+    sizes: set[tuple[int, ...]] = set()
+    seen, grey = 0, source.channels == 3
+    for row in rows.tolist():
+        image = source.read(row)
+        if isinstance(image, Unreadable):
+            continue
+        pixels = np.asarray(image)  # (H, W) or (H, W, C)
+        seen += 1
+        sizes.add(pixels.shape[:2])
+        grey = grey and bool((pixels == pixels[..., :1]).all())
+        if not grey and len(sizes) > 1:
+            break  # no other image would change what is known
+    size = sizes.pop() if len(sizes) == 1 else None
+    if not seen or not grey:
+        return Observed(source.channels, size)  # type: ignore[arg-type]  # H and W
+    looked = f"all {seen}" if seen == len(source) else f"{seen} of {len(source)}, all that were looked at,"
+    say(f"{source.name}: {looked} images are grey, so 1 channel by default; --channels 3 trains in color")
+    return Observed(1, size)  # type: ignore[arg-type]
