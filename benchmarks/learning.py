@@ -47,7 +47,7 @@ from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer, learning_rate_factor
 from barlowtwins.pretraining import pretrain
 from barlowtwins.train.recipes import load_recipe
-from barlowtwins.views.transform import AugmentRecipe, TwinTransform
+from barlowtwins.views.transform import Augmentation, TwinTransform
 from barlowtwins.zoo.weights import load_weights
 
 # N images in a batch, D projector width, S side in pixels
@@ -158,7 +158,7 @@ def lightly(source: ArraySource, seed: int, settings: argparse.Namespace) -> tup
 
 def published(source: ArraySource, seed: int, settings: argparse.Namespace) -> tuple[nn.Module, float]:
     model = network(settings, seed, settings.device)
-    recipe = AugmentRecipe("published", size=28, mean=(0.5,), std=(0.5,), channels=1)  # all other numbers as published
+    recipe = Augmentation("published", size=28, mean=(0.5,), std=(0.5,), channels=1)  # all other numbers as published
     batches = loader(source, TwinTransform(recipe, "pillow"), settings)
     scale = settings.batch_size / 256
     optimizer = build_optimizer("lars", model, lr=0.2 * scale, lr_bias=0.0048 * scale, weight_decay=1e-6)

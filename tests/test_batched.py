@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
-from barlowtwins.views.augmentation import AUGMENTATIONS, AugmentRecipe, Jitter, ViewParameters
+from barlowtwins.views.augmentation import AUGMENTATIONS, Augmentation, Jitter, ViewParameters
 from barlowtwins.views.batched import (
     DARKEST,
     bicubic,
@@ -27,7 +27,7 @@ from barlowtwins.views.pillow import apply_view, crop_view, turn_hue as pillow_h
 
 # N images, H x W their size, S side of the views, C channels
 
-PLAIN = AugmentRecipe("plain", jitter_p=0.0, grey_p=0.0, blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0))
+PLAIN = Augmentation("plain", jitter_p=0.0, grey_p=0.0, blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -44,13 +44,13 @@ def as_pillow(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def levels(view: Tensor, recipe: AugmentRecipe) -> Tensor:
+def levels(view: Tensor, recipe: Augmentation) -> Tensor:
     """Views (..., C, S, S) back in levels of 0-255."""
     mean, std = (torch.tensor(values, device=view.device)[:, None, None] for values in (recipe.mean, recipe.std))
     return (view * std + mean) * 255
 
 
-def by_pillow(images: np.ndarray, drawn: DrawnViews, recipe: AugmentRecipe) -> Tensor:
+def by_pillow(images: np.ndarray, drawn: DrawnViews, recipe: Augmentation) -> Tensor:
     """(2, N, C, S, S) levels."""
     views = [
         [np.array(apply_view(as_pillow(image), drawn.view(i, view), recipe)) for i, image in enumerate(images)]
@@ -60,7 +60,7 @@ def by_pillow(images: np.ndarray, drawn: DrawnViews, recipe: AugmentRecipe) -> T
     return torch.from_numpy(np.array(views).reshape(shape)).permute(0, 1, 4, 2, 3).float()
 
 
-def difference(images: np.ndarray, recipe: AugmentRecipe, drawn: DrawnViews | None = None, seed: int = 0) -> Tensor:
+def difference(images: np.ndarray, recipe: Augmentation, drawn: DrawnViews | None = None, seed: int = 0) -> Tensor:
     """(2, N, C, S, S): by how many levels the executors differ."""
     n, height, width, _ = images.shape
     if drawn is None:

@@ -88,7 +88,7 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
         ("data", 1, "error: no images in here; choose another folder"),
         ("config", 1, "error: these do not fit"),
         ("usage", 2, "error: no such thing"),
-        ("extra", 1, "error: the module 'cv2' is not installed; pip install 'barlowtwins[fast]' brings it"),
+        ("extra", 1, "error: the module 'cv2' is not installed; run: pip install 'barlowtwins[fast]'"),
         ("stop", 75, "stopped: step 7 is saved; the same command goes on from there"),
         ("interrupt", 130, "interrupted"),
         (

@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, functional
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.evaluate.crops import CropFlip, LabelledReader
 from barlowtwins.evaluate.labelled import open_labelled
-from barlowtwins.views.augmentation import AugmentRecipe, draw_view, rng_for
+from barlowtwins.views.augmentation import Augmentation, draw_view, rng_for
 from barlowtwins.views.twins import Rows
 
 GREY = Preprocessing(20, None, 1, (0.3,), (0.2,), "bicubic")
@@ -31,7 +31,7 @@ def test_a_view_is_what_torchvision_makes_of_the_same_box(how: Preprocessing, in
     """As published: RandomResizedCrop (scale 0.08-1, ratio 3/4-4/3), flip, ToTensor, Normalize; to the bit."""
     image = picture().convert("L") if how.channels == 1 else picture()
     view = CropFlip(how, seed=3)(image, epoch=2, index=index)
-    box = draw_view(AugmentRecipe("published"), 0, image.width, image.height, rng_for(3, 2, index))
+    box = draw_view(Augmentation("published"), 0, image.width, image.height, rng_for(3, 2, index))
     mode = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}[how.interpolation]
     size = [how.image_size, how.image_size]
     expected = functional.resized_crop(image, box.top, box.left, box.height, box.width, size, mode)

@@ -32,13 +32,13 @@ def test_a_resolved_device_computes_and_resolves_to_itself() -> None:
 @pytest.mark.skipif(HAS_CUDA, reason="is about a machine without a GPU")
 def test_cuda_without_one_lists_what_there_is() -> None:
     for name in ("cuda", "cuda:1"):
-        with pytest.raises(ConfigError, match=rf"device {name} .*there is: .*cpu") as caught:
+        with pytest.raises(ConfigError, match=rf"device {name} .*choose one of .*cpu") as caught:
             devices.resolve_device(name)
         assert caught.value.exit_code == 1
 
 
 def test_a_gpu_beyond_the_last_lists_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"cuda:99 .*there is: .*cpu"):
+    with pytest.raises(ConfigError, match=r"cuda:99 .*choose one of .*cpu"):
         devices.resolve_device("cuda:99")
 
 
@@ -98,7 +98,7 @@ def test_a_cpu_that_refuses_what_it_announces_is_found_without_dying_of_it(monke
     devices._bf16_kills.cache_clear()
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *_: os.kill(os.getpid(), signal.SIGILL))
     try:
-        with pytest.raises(ConfigError, match=r"bf16 ends the process with SIGILL here: .*; use --precision fp32"):
+        with pytest.raises(ConfigError, match=r"bf16 crashes with SIGILL on this CPU: .*; use --precision fp32"):
             devices.resolve_precision("bf16", torch.device("cpu"))
         assert devices.resolve_precision("auto", torch.device("cpu")) == "fp32"
     finally:

@@ -85,6 +85,16 @@ def micro_batched(rank: int, size: int, world: World) -> dict[str, np.ndarray]:
     return {"loss": loss.numpy()} | {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
+def second_gradient(rank: int, size: int) -> np.ndarray:
+    """The gradient of a gradient penalty through batch norm, of this process's rows."""
+    x = torch.randn(N, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x = x[rank * N // size : (rank + 1) * N // size].requires_grad_()
+    norm: nn.Module = nn.BatchNorm1d(3).double()
+    norm = norm if size == 1 else GlobalBatchNorm.over(norm)
+    (gradient,) = torch.autograd.grad(norm(x).pow(3).sum(), x, create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), x)[0].numpy()
+
+
 def everything(rank: int, size: int) -> dict[str, Any]:
     """All that a process is asked, in one life, since starting one takes seconds."""
     answers: dict[str, Any] = {}
@@ -97,6 +107,7 @@ def everything(rank: int, size: int) -> dict[str, Any]:
             for optimizer in ("lars", "sgd"):
                 answers[f"train {form} {optimizer}"] = train(rank, size, world, form, optimizer)
         answers["micro"] = micro_batched(rank, size, world)
+    answers["second"] = second_gradient(rank, size)
     answers["bytes"] = {form: traffic(form, rank, size) for form in LOSS_SHAPES}
     for form in LOSS_SHAPES:  # one row too many on the last process
         rows = 2 + (rank == size - 1)
@@ -147,6 +158,7 @@ def alone() -> dict[str, Any]:
         for optimizer in ("lars", "sgd"):
             answers[f"train {form} {optimizer}"] = train(0, 1, world, form, optimizer)
     answers["micro"] = micro_batched(0, 1, world)
+    answers["second"] = second_gradient(0, 1)
     return answers
 
 
@@ -183,6 +195,12 @@ def test_micro_batched_gradients_equal_one_process(alone, together):
     for answer in together:
         for name, value in alone["micro"].items():
             np.testing.assert_allclose(answer["micro"][name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_second_gradients_through_batch_norm_equal_one_process(alone, together):
+    parts = [answer["second"] for answer in together]
+    assert np.abs(alone["second"]).max() > 1
+    np.testing.assert_allclose(np.concatenate(parts), alone["second"], rtol=1e-9, atol=1e-12)
 
 
 def test_backward_of_the_loss_sends_nothing(together):

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from barlowtwins.core.errors import ConfigError
-from barlowtwins.views.augmentation import AUGMENTATIONS, UNIFORMS, AugmentRecipe, draw_views, rng_for
+from barlowtwins.views.augmentation import AUGMENTATIONS, UNIFORMS, Augmentation, draw_views, rng_for
 from barlowtwins.views.draw import draw_batch, pack_views, uniforms_for
 
 NUMBER = st.integers(0, 2**63 - 1)
 RECIPES = [
     *AUGMENTATIONS.values(),
-    AugmentRecipe("wide", scale=(0.5, 1.0), ratio=(0.2, 9.0), jitter=(2.0, 0.0, 1.0, 0.5), blur_sigma=(0.0, 3.0)),
+    Augmentation("wide", scale=(0.5, 1.0), ratio=(0.2, 9.0), jitter=(2.0, 0.0, 1.0, 0.5), blur_sigma=(0.0, 3.0)),
 ]
 
 
@@ -39,7 +39,7 @@ def test_the_generator_is_numpys_for_every_carry_of_a_product() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("sizes", ["one", "any", "slender"])
-def test_parameters_are_those_of_one_image_after_the_other(recipe: AugmentRecipe, sizes: str) -> None:
+def test_parameters_are_those_of_one_image_after_the_other(recipe: Augmentation, sizes: str) -> None:
     n = 600
     rng = np.random.default_rng(UNIFORMS)
     width, height = rng.integers(1, {"one": 2, "any": 900, "slender": 5000}[sizes], (2, n))

@@ -147,6 +147,6 @@ def test_the_command(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_without_the_extra_the_message_names_it(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails from here on
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(MissingExtraError, match=r"'onnx' is not installed; pip install 'barlowtwins\[onnx\]'"):
+    with pytest.raises(MissingExtraError, match=r"'onnx' is not installed; run: pip install 'barlowtwins\[onnx\]'"):
         _export(weights, tmp_path / "net.onnx", "onnx")
     assert list(tmp_path.iterdir()) == []

@@ -105,6 +105,20 @@ def test_the_linear_layer_and_its_gradients_are_those_of_torch(needs: tuple[bool
     assert list(ours.state_dict()) == ["weight"]
 
 
+def test_the_linear_layer_has_second_gradients(onednn: None) -> None:
+    """A gradient penalty through it, against torch's layer in float64."""
+    layer = Linear(256, 512)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        weight = layer.weight.detach().to(dtype).requires_grad_()
+        x = torch.linspace(-1, 1, 64 * 256).view(64, 256).to(dtype).requires_grad_()
+        y = products._Linear.apply(x, weight) if dtype == torch.float32 else nn.functional.linear(x, weight)
+        (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), weight)[0].double())
+    assert found[1].abs().max() > 0.1
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-3)
+
+
 def test_the_linear_layer_leaves_autocast_to_torch(onednn: None) -> None:
     layer, x = Linear(256, 256), torch.randn(64, 256)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -25,7 +25,7 @@ from barlowtwins.views.executors import Executor
 from barlowtwins.views.pillow import apply_view as by_pillow
 from barlowtwins.views.transform import (
     AUGMENTATIONS,
-    AugmentRecipe,
+    Augmentation,
     TwinTransform,
     ViewParameters,
     draw_views,
@@ -51,7 +51,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def difference(image: Image.Image, params: ViewParameters, recipe: AugmentRecipe = RECIPE) -> np.ndarray:
+def difference(image: Image.Image, params: ViewParameters, recipe: Augmentation = RECIPE) -> np.ndarray:
     ours = augment_opencv.apply_view(np.asarray(image), params, recipe)
     theirs = np.asarray(by_pillow(image, params, recipe))
     assert ours.shape == theirs.shape and ours.dtype == np.uint8

@@ -456,7 +456,7 @@ def test_images_that_are_no_longer_at_hand(work: SimpleNamespace, tmp_path: Path
 
 def test_a_cluster_that_does_not_answer_and_shards_that_die(work: SimpleNamespace, tmp_path: Path) -> None:
     """Ray's own errors, handed over as `ray.get` and `ray.init` raise them."""
-    ray = pytest.importorskip("ray", reason="pip install 'barlowtwins[ray]' brings it")
+    ray = pytest.importorskip("ray", reason="needs pip install 'barlowtwins[ray]'")
 
     def refuse(**_: object) -> None:
         raise ConnectionError("nobody there")

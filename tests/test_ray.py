@@ -31,7 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EmbedConfig:
 @pytest.mark.timeout(600)  # a dozen processes start, on however few cores
 def test_a_node_that_dies_takes_no_row_along(config: EmbedConfig, tmp_path: Path) -> None:
     """Two nodes share the shards; one is killed in the middle of one; the folder ends as that of one process."""
-    pytest.importorskip("ray", reason="pip install 'barlowtwins[ray]' brings it")
+    pytest.importorskip("ray", reason="needs pip install 'barlowtwins[ray]'")
     out, reads = tmp_path / "out", tmp_path / "reads"
     command = [sys.executable, HERE / "ray_cluster.py", config.data, config.weights, out, reads]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
@@ -66,4 +66,4 @@ def test_where_ray_is_absent_the_message_says_what_brings_it(config: EmbedConfig
     command = [sys.executable, "-c", code, "embed", config.data, *flags]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].endswith("pip install 'barlowtwins[ray]' brings it")
+    assert run.stderr.splitlines()[-1].endswith("run: pip install 'barlowtwins[ray]'")

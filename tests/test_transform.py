@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, functional as F
 from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.views.transform import (
     AUGMENTATIONS,
-    AugmentRecipe,
+    Augmentation,
     Jitter,
     TwinTransform,
     ViewParameters,
@@ -48,7 +48,7 @@ def draw(width: int, height: int, seed: int = 0) -> Image.Image:
 # --- applying: the oracle is torchvision's functional operations on PIL images ---------------------------------------
 
 
-def torchvision_view(image: Image.Image, p: ViewParameters, recipe: AugmentRecipe) -> torch.Tensor:
+def torchvision_view(image: Image.Image, p: ViewParameters, recipe: Augmentation) -> torch.Tensor:
     """The published pipeline written with torchvision, for parameters that are given."""
     view = F.resized_crop(
         image, p.top, p.left, p.height, p.width, [recipe.size, recipe.size], InterpolationMode.BICUBIC
@@ -114,7 +114,7 @@ def test_apply_leaves_its_image_alone() -> None:
 # --- drawing: the oracle is torchvision's get_params, in distribution ------------------------------------------------
 
 
-def drawn(recipe: AugmentRecipe, view: int, width: int, height: int, seed: int = 0) -> list[ViewParameters]:
+def drawn(recipe: Augmentation, view: int, width: int, height: int, seed: int = 0) -> list[ViewParameters]:
     rng = np.random.default_rng(seed)
     return [draw_view(recipe, view, width, height, rng) for _ in range(DRAWS)]
 

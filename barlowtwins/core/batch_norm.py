@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes, on any device; torch's own `SyncBatchNorm` needs a GPU."""
+"""Batch norm over the images of all processes, on any device; `torch.nn.SyncBatchNorm` needs a GPU."""
 
 # n images on this process, C channels, W processes
 
@@ -15,9 +15,9 @@ __all__ = ["GlobalBatchNorm", "synchronize_batch_norm"]
 
 
 def synchronize_batch_norm(module: nn.Module) -> nn.Module:
-    """Make every batch norm of a network take the statistics of the global batch; keys and parameters stay.
+    """Make all batch norms of a network use the statistics of the global batch; keys and parameters do not change.
 
-    On a GPU that is torch's SyncBatchNorm, elsewhere `GlobalBatchNorm`.
+    On a GPU they become `torch.nn.SyncBatchNorm`, elsewhere `GlobalBatchNorm`.
     """
     if any(p.is_cuda for p in module.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -29,14 +29,14 @@ def synchronize_batch_norm(module: nn.Module) -> nn.Module:
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm whose mean and variance are those of all processes' images together; (n, C, ...) -> (n, C, ...).
+    """Batch norm with the mean and variance over all processes; (n, C, ...) -> (n, C, ...).
 
-    The variance is computed from centred values, in fp32 at least: a sum of squares would lose it for large means.
+    The variance is computed from centered values, at least in fp32: a sum of squares is inaccurate for large means.
     """
 
     @classmethod
     def over(cls, norm: nn.modules.batchnorm._BatchNorm) -> GlobalBatchNorm:
-        """One with the very parameters and buffers of `norm`."""
+        """Return one that shares the parameters and buffers of `norm`."""
         made = cls(norm.num_features, norm.eps, norm.momentum, affine=False)
         made.affine, made.training = norm.affine, norm.training
         made.weight, made.bias = norm.weight, norm.bias
@@ -57,11 +57,11 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1, *[1] * (x.ndim - 2)]
         count = x.numel() // x.shape[1] * dist.get_world_size()
         mean = _sum_over_processes(x.sum(dims)) / count  # (C,)
-        centred = x - mean.view(shape)
-        var = _sum_over_processes(centred.square().sum(dims)) / count  # (C,), biased
+        centered = x - mean.view(shape)
+        var = _sum_over_processes(centered.square().sum(dims)) / count  # (C,), biased
         if self.track_running_stats:
             self._track(mean.detach(), var.detach() * (count / max(1, count - 1)))
-        y = centred * torch.rsqrt(var + self.eps).view(shape)
+        y = centered * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(input.dtype)
@@ -76,7 +76,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum that every process gets: so every process's gradient reaches every part of it."""
+    """A sum over processes, returned to all of them; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -86,9 +86,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
+        return _sum_over_processes(grad)  # differentiable, for create_graph=True
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:

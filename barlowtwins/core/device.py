@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and how many processes feed it."""
+"""Device and precision selection, and the default number of worker processes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = [
     "usable_cores",
 ]
 
-MOST_WORKERS = 16  # beyond this the parent's unpickling is the limit, and memory grows with each process
+MOST_WORKERS = 16  # with more, unpickling in the parent is the limit, and memory grows with each process
 DEVICE_FORM = re.compile(r"(auto|cpu|mps|cuda(?::(\d+))?)")
 
 
 def available_devices() -> list[str]:
-    """Names that `resolve_device` accepts on this machine, best first, such as ["cuda:0", "cpu"]."""
+    """List the devices of this machine, best first, such as ["cuda:0", "cpu"]."""
     found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         found.append("mps")
@@ -42,27 +42,27 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(name: str | torch.device | None = "auto") -> torch.device:
-    """The device that `name` means on this machine.
+    """Return the device for a name on this machine.
 
     Args:
         name: "auto" (or None: the first GPU, else the CPU), "cpu", "cuda", "cuda:1", "mps", or a torch.device.
 
     Raises:
-        UsageError: the name is not one of those.
-        ConfigError: this machine has no such device; the message lists what there is.
+        UsageError: the name is unknown.
+        ConfigError: this machine has no such device; the message lists those that it has.
     """
     text = "auto" if name is None else str(name).strip().lower()
     form = DEVICE_FORM.fullmatch(text)
     if form is None:
         near = difflib.get_close_matches(text, ("auto", "cpu", "cuda", "mps"), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"there is no kind of device {str(name)!r}{hint}; choose auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"unknown device {str(name)!r}{hint}; choose auto, cpu, cuda, cuda:N or mps")
     there = available_devices()
     if text == "auto":
         return torch.device("cuda" if there[0].startswith("cuda") else there[0])
     wanted = f"cuda:{int(form[2] or 0)}" if text.startswith("cuda") else text
     if wanted not in there:
-        raise ConfigError(f"device {text} is not on this machine{_why_no_cuda(text)}; there is: {', '.join(there)}")
+        raise ConfigError(f"device {text} is not available{_why_no_cuda(text)}; choose one of {', '.join(there)}")
     return torch.device(text if text == "cuda" else wanted)
 
 
@@ -73,14 +73,14 @@ def _why_no_cuda(text: str) -> str:
 
 
 def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What "auto" means: bf16 autocast on a GPU that computes in it natively, else fp32.
+    """Return the precision to use: "auto" is bf16 autocast on GPUs with native support, else fp32.
 
     Args:
-        precision: "auto", "fp32" or "bf16"; the last is also taken for a CPU (slow without AMX or AVX512-BF16).
+        precision: "auto", "fp32" or "bf16". A CPU also accepts bf16 (slow without AMX or AVX512-BF16).
 
     Raises:
-        UsageError: another word.
-        ConfigError: bf16 asked for on a GPU that cannot, or on a CPU that announces instructions it does not have.
+        UsageError: the precision is unknown.
+        ConfigError: bf16 is requested, and the GPU or CPU does not support it.
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"precision {precision!r} is unknown; choose auto, fp32 or bf16")
@@ -94,26 +94,26 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
                 return "fp32"
     elif device.type == "cpu" and (killed_by := _bf16_kills()):
         raise ConfigError(
-            f"bf16 ends the process with {killed_by} here: the CPU announces instructions that it refuses, as some "
-            "virtual machines do; use --precision fp32, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 and try again"
+            f"bf16 crashes with {killed_by} on this CPU: it reports instructions that it does not support, as on some "
+            "virtual machines; use --precision fp32, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 and try again"
         )
     return "bf16"
 
 
 @functools.cache
 def _bf16_kills() -> str | None:
-    """The signal that a matrix product in bf16 dies of on this CPU, tried in a process of its own; None if it lives.
+    """Try a bf16 matrix product in a child process; return the signal that kills it, or None.
 
-    Seen where the host had switched off AMX, and oneDNN used it all the same.
+    This happens if the host disables AMX and oneDNN uses it anyway.
     """
     if not hasattr(os, "fork"):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: the child takes no lock
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: the child takes no lock
         child = os.fork()
     if child == 0:
-        faulthandler.disable()  # a caller's would print a page about what is only a question
-        torch.set_num_threads(1)  # the parent's threads are not there
+        faulthandler.disable()  # no traceback for an expected crash
+        torch.set_num_threads(1)  # the threads of the parent do not exist here
         ones = torch.ones(64, 64, dtype=torch.bfloat16)
         torch.nn.functional.linear(ones, ones)
         os._exit(0)
@@ -123,18 +123,18 @@ def _bf16_kills() -> str | None:
         if pid:
             return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else None
         time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)  # waits for a lock that a thread of the parent held: no answer
+    os.kill(child, signal.SIGKILL)  # no answer: it waits for a lock that a thread of the parent held
     os.waitpid(child, 0)
     return None
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Run the network in `precision` ("fp32" or "bf16") inside; fp32 also turns an outer autocast off."""
+    """Return a context that runs networks in "fp32" or "bf16"; fp32 also disables an outer autocast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls the device, such as "NVIDIA H200" or "CPU (x86_64, 2 cores)"."""
+    """Return a readable name of the device, such as "NVIDIA H200" or "CPU (x86_64, 2 cores)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -144,7 +144,7 @@ def device_name(device: torch.device) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity mask, and the quota of its container."""
+    """Return the number of cores that this process may use, by affinity mask and container quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -153,7 +153,7 @@ def usable_cores() -> int:
 
 
 def _container_quota(cpu_max: Path, cores: int) -> int:
-    """Cores granted by a cgroup-v2 `cpu.max` file ("QUOTA PERIOD" in microseconds), or `cores` where none is set."""
+    """Return the cores of a cgroup-v2 `cpu.max` file ("QUOTA PERIOD" in microseconds), or `cores` without a quota."""
     try:
         quota, period = cpu_max.read_text().split()
         return max(1, int(quota) // int(period))
@@ -162,9 +162,10 @@ def _container_quota(cpu_max: Path, cores: int) -> int:
 
 
 def default_workers() -> int:
-    """Processes that read images, unless told: a core each but one, shared among the processes of this machine.
+    """Return the default number of processes that read images: one per core but one.
 
-    `torchrun` says in LOCAL_WORLD_SIZE how many those are. 0 on a single core: then the main process reads.
+    The cores are shared by the training processes of this machine (LOCAL_WORLD_SIZE of `torchrun`). 0 on a single
+    core: the main process reads.
     """
     local = os.environ.get("LOCAL_WORLD_SIZE", "1")
     processes = int(local) if local.isdigit() and int(local) > 0 else 1

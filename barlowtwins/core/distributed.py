@@ -1,6 +1,6 @@
-"""Processes that train one model together, as `torchrun` starts them: who am I, who writes, does anybody want to stop?
+"""Communication between the processes that train one model, as started by `torchrun`.
 
-One process alone is a world of size 1, for which every function here does nothing and costs nothing.
+A single process is a world of size 1, for which every function here returns at once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["World", "open_world"]
 
 T = TypeVar("T")
 
-PATIENCE = datetime.timedelta(minutes=30)  # rank 0 may evaluate or download meanwhile
+PATIENCE = datetime.timedelta(minutes=30)  # rank 0 may evaluate or download in the meantime
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that share a run."""
+    """This process and its place among the processes of a run."""
 
     rank: int
     size: int
@@ -40,11 +40,11 @@ class World:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes the files and speaks: rank 0 alone does."""
+        """Whether this process writes files and messages; only rank 0 does."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set on any process; all get the same answer. Host to host: a GPU is not waited for."""
+        """Return whether `flag` is set on any process, the same on all. Does not wait for the GPU."""
         if self.size == 1:
             return flag
         shared = torch.tensor([flag], dtype=torch.int32)
@@ -52,7 +52,7 @@ class World:
         return bool(shared)
 
     def union(self, items: set[int]) -> set[int]:
-        """The union of every process's set."""
+        """Return the union of the sets of all processes."""
         if self.size == 1:
             return items
         parts: list[set[int]] = [set()] * self.size
@@ -60,7 +60,7 @@ class World:
         return set().union(*parts)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes of a tensor that each has; where it was."""
+        """Return the sum of a tensor over all processes, on the device of the tensor."""
         if self.size == 1:
             return tensor
         total = tensor.to(self.device, copy=True)
@@ -68,7 +68,7 @@ class World:
         return total.to(tensor.device)
 
     def same(self, value: T) -> T:
-        """What the process that writes has, on every process."""
+        """Return the value of rank 0 on every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -76,7 +76,7 @@ class World:
         return box[0]
 
     def share(self, model: nn.Module) -> nn.Module:
-        """The network that trains `model` on the global batch: synchronised batch norm, averaged gradients."""
+        """Wrap `model` to train on the global batch, with synchronized batch norm and averaged gradients."""
         if self.size == 1:
             return model
         model = synchronize_batch_norm(model)
@@ -84,7 +84,7 @@ class World:
         return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def average_gradients(self, model: nn.Module) -> None:
-        """Average every gradient over the processes, in one message: for a backward that DDP does not see."""
+        """Average all gradients over the processes in one message, for a backward outside of DDP."""
         if self.size == 1:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -94,20 +94,20 @@ class World:
             gradient.copy_(mean.view_as(gradient))
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until all processes arrive."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def open_world(device: str = "auto") -> Iterator[World]:
-    """Join the processes that `torchrun` started (it sets RANK, WORLD_SIZE and LOCAL_RANK), or be alone.
+    """Join the processes started by `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), or run as a single process.
 
     Args:
-        device: as for `resolve_device`; "auto" and "cuda" give each process of a machine its own GPU.
+        device: as for `resolve_device`; "auto" and "cuda" assign one GPU to each process of a machine.
 
     Raises:
-        ConfigError: the device is not there, or there are more processes than GPUs.
+        ConfigError: the device is missing, or there are more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -134,11 +134,11 @@ def open_world(device: str = "auto") -> Iterator[World]:
 
 
 def _store() -> Store:
-    """Where the processes find each other, separate for each restart.
+    """Return the store through which the processes find each other, a separate one for each restart.
 
-    A restarted job meets the same store, with the addresses of processes that are dead (pytorch issue 135712). On one
-    machine `torchrun` counts the restarts alike for all; across machines it does not, and there the launch must set
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each restart a store of its own.
+    A restarted job gets the same store, which holds addresses of dead processes (pytorch issue 135712). On one machine
+    `torchrun` gives all processes the same restart count. Across machines it does not; there, set
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for the launch, so that each restart gets a new store.
     """
     store, _, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":

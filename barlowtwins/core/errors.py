@@ -1,7 +1,7 @@
-"""Every error that this package raises on purpose, under one root.
+"""All errors of this package, with one root.
 
-A message has one form: what was found, where, and what to do. The command line prints it as one line and exits with
-`exit_code`; a caller in Python catches `BarlowTwinsError`, or the kind it can mend.
+A message says what was found, where, and what to do. The command line prints it as one line and exits with `exit_code`.
+In Python, catch `BarlowTwinsError` or one of its subclasses.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = [
 
 
 class BarlowTwinsError(Exception):
-    """Root of all errors of this package; `exit_code` is what the command line exits with."""
+    """Root of all errors of this package; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class ConfigError(BarlowTwinsError, ValueError):
-    """Settings that do not fit each other, the machine or the data."""
+    """Settings that are invalid, or do not fit each other, the machine or the data."""
 
 
 class UsageError(ConfigError):
-    """A flag or value that is wrong whatever the machine and the data (exit code 2)."""
+    """A flag or value that is wrong on any machine, for any data (exit code 2)."""
 
     exit_code = 2
 
@@ -43,11 +43,11 @@ class DataError(BarlowTwinsError):
 
 
 class WeightsError(BarlowTwinsError):
-    """A weight file that is missing, damaged, of another architecture, or not to be trusted."""
+    """A weight file that is missing, damaged, unsafe, or of another architecture."""
 
 
 class DownloadError(WeightsError):
-    """A download that did not end in one verified file."""
+    """A download that failed, or whose file could not be verified."""
 
 
 class CheckpointError(BarlowTwinsError):
@@ -55,7 +55,7 @@ class CheckpointError(BarlowTwinsError):
 
 
 class OutputError(BarlowTwinsError):
-    """A result that cannot be written: it exists already, the disk is full, the folder is read-only."""
+    """A result that cannot be written: it already exists, the disk is full, or the folder is read-only."""
 
 
 class RunLockedError(OutputError):
@@ -63,21 +63,21 @@ class RunLockedError(OutputError):
 
 
 class TrainingError(BarlowTwinsError):
-    """Training that cannot go on: a loss that is not finite, too many unreadable images, no memory."""
+    """Training that cannot continue: a loss that is not finite, too many unreadable images, or out of memory."""
 
 
 class StoppedEarly(BarlowTwinsError):
-    """A stop signal was obeyed; the work so far is saved and resumes (exit code 75, EX_TEMPFAIL)."""
+    """A stop signal ended the work, which is saved and can be resumed (exit code 75, EX_TEMPFAIL)."""
 
     exit_code = 75
 
 
 class MissingExtraError(BarlowTwinsError, ImportError):
-    """An optional dependency is absent; the message names the `pip install` that brings it."""
+    """An optional dependency is missing; the message contains the `pip install` command."""
 
     def __init__(self, module: str, extra: str) -> None:
-        super().__init__(f"the module {module!r} is not installed; pip install 'barlowtwins[{extra}]' brings it")
+        super().__init__(f"the module {module!r} is not installed; run: pip install 'barlowtwins[{extra}]'")
         self.module, self.extra = module, extra
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
-        return type(self), (self.module, self.extra)  # else a worker process could not hand it to its parent
+        return type(self), (self.module, self.extra)  # so a worker process can pass it to its parent

@@ -1,12 +1,12 @@
-"""Matrix products on a CPU, by the library that has the faster kernels there.
+"""Matrix products on a CPU with the faster of two libraries.
 
-torch multiplies fp32 matrices by Intel's MKL, which gives AMD's processors its AVX2 kernels also where they have
-AVX-512. oneDNN, which torch brings along for convolutions, uses what there is: `benchmarks/products.py` measures both.
-The choice is a function of the machine and the shapes alone, so that a run and its resumption add in the same order;
-`torch.backends.mkldnn.enabled = False` turns oneDNN off.
+torch multiplies fp32 matrices with Intel MKL, which uses AVX2 on AMD processors even if they have AVX-512. oneDNN,
+which torch includes for convolutions, uses AVX-512: `benchmarks/products.py` measures both. The choice depends only on
+the machine and the shapes, so a resumed run adds in the same order. Set `torch.backends.mkldnn.enabled = False` to
+disable oneDNN.
 """
 
-# n rows, k what is summed over, m columns
+# n rows, k summed dimension, m columns
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 __all__ = ["Linear", "matmul", "processor_vendor", "uses_onednn"]
 
 CPUINFO = Path("/proc/cpuinfo")
-WORTH = 2**22  # multiplications from which finding oneDNN's kernel, some 10 microseconds, is paid back twice
+WORTH = 2**22  # multiplications; the lookup of a oneDNN kernel takes 10 microseconds, which pays off from here
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` of two matrices, (n, k) (k, m) -> (n, m), without a graph: for code that has gradients of its own."""
+    """Return `a @ b`, (n, k) (k, m) -> (n, m), without an autograd graph."""
     if uses_onednn(a, b):
         return torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
     return torch.mm(a, b)
 
 
 def uses_onednn(a: Tensor, b: Tensor) -> bool:
-    """Whether oneDNN multiplies these two: large ones in fp32, on an AMD processor."""
+    """Return whether oneDNN multiplies these: large fp32 matrices on an AMD processor."""
     return (
         a.device.type == "cpu"
         and a.dtype == b.dtype == torch.float32
@@ -50,7 +49,7 @@ def _onednn_is_faster() -> bool:
 
 
 def processor_vendor(cpuinfo: Path) -> str:
-    """What the processor calls its maker, such as "AuthenticAMD"; empty where nobody says."""
+    """Return the vendor name of the processor, such as "AuthenticAMD", or "" if unknown."""
     try:
         lines = cpuinfo.read_text("utf-8").splitlines()  # Linux
     except OSError:
@@ -59,7 +58,7 @@ def processor_vendor(cpuinfo: Path) -> str:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` without a bias whose three products go through `matmul`: forward, and both gradients."""
+    """`nn.Linear` without a bias that uses `matmul` in the forward and the backward pass."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -83,8 +82,8 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        return matmul(grad, weight) if wanted[0] else None, matmul(grad.T, x) if wanted[1] else None
+        multiply = torch.mm if torch.is_grad_enabled() else matmul  # create_graph=True needs a graph
+        return multiply(grad, weight) if wanted[0] else None, multiply(grad.T, x) if wanted[1] else None

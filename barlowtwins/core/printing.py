@@ -1,7 +1,7 @@
-"""A command's result, for a person and for a program.
+"""Formats the result of a command as text and as JSON.
 
-A result is a dataclass. It may define `summary() -> str` to say itself how it reads, `to_dict()` to say what a program
-gets; without them both are made of its fields.
+A result is a dataclass. It may define `summary() -> str` for the text and `to_dict()` for the JSON; by default both are
+made from its fields.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 __all__ = ["data_size", "plain", "plural", "render", "table"]
 
-LONGEST_LIST = 20  # rows of a list that a person is shown; a program gets all of them
+LONGEST_LIST = 20  # rows of a list in the text; the JSON has all of them
 
 
 def plural(count: int, noun: str, many: str = "") -> str:
-    """How many there are, such as "1 step" or "1,200 steps"; `many` is a plural that is not made by an s."""
+    """Return a count with its noun, such as "1 step" or "1,200 steps"; `many` is an irregular plural."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def data_size(count: float) -> str:
-    """An amount of bytes, such as "94.0 MB"; kilo is a thousand."""
+    """Return a number of bytes as text, such as "94.0 MB"; 1 kB is 1,000 bytes."""
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if count >= 10**power:
             return f"{count / 10**power:.1f} {unit}"
@@ -31,9 +31,9 @@ def data_size(count: float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: dict, list, str, int, float, bool, None.
+    """Convert `value` to what JSON can hold: dict, list, str, int, float, bool, None.
 
-    NaN and infinity become null, paths their text, arrays and tensors lists.
+    NaN and infinity become None, paths strings, arrays and tensors lists.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -47,7 +47,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if hasattr(value, "_asdict"):  # a named tuple
         return plain(value._asdict())
-    if hasattr(value, "tolist"):  # numpy and torch, without importing either
+    if hasattr(value, "tolist"):  # NumPy and torch, without importing them
         return plain(value.tolist())
     if isinstance(value, (set, frozenset)):
         return [plain(item) for item in sorted(value)]
@@ -57,9 +57,9 @@ def plain(value: Any) -> Any:
 
 
 def render(result: Any) -> str:
-    """How a person reads `result`: its own `summary()`, else a line a field and a table for a list of records.
+    """Format `result` as text: its `summary()`, else one line per field and a table for a list of records.
 
-    Fields that are None, of which there is nothing, have no line.
+    Fields that are None are omitted.
     """
     if hasattr(result, "summary"):
         return str(result.summary())
@@ -76,7 +76,7 @@ def render(result: Any) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    """Rows of text in aligned columns, two spaces apart, with `heads` above if there are any."""
+    """Align rows of text in columns, two spaces apart, below `heads` if there are any."""
     everything = [list(heads), *rows] if heads else list(rows)
     widths = [max(len(cell) for cell in column) for column in zip(*everything, strict=True)]
     return "\n".join(

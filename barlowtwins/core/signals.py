@@ -1,7 +1,7 @@
-"""A request to stop becomes a flag; the loop decides when.
+"""Signal handling: stop signals set a flag, and the loop decides when to stop.
 
-Schedulers send SIGTERM (or SIGUSR1, as Slurm can before a time limit), a person presses Ctrl-C (SIGINT). The loop looks
-at `requested` once a step, saves and ends. A second Ctrl-C does not wait: it raises KeyboardInterrupt at once.
+Schedulers send SIGTERM (or SIGUSR1, as Slurm can before a time limit); users press Ctrl-C (SIGINT). The loop checks
+`requested` once per step, saves and stops. A second Ctrl-C raises KeyboardInterrupt immediately.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any
 
 __all__ = ["StopSignals"]
 
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK")  # the last two exist on POSIX or Windows only
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK")  # SIGUSR1 exists only on POSIX, SIGBREAK only on Windows
 
 
 class StopSignals:
-    """Turn stop signals into the attributes `requested` and `name` inside a `with` block.
+    """Record stop signals in the attributes `requested` and `name` inside a `with` block.
 
         with StopSignals() as stop:
             for batch in batches:
                 train(batch)
                 if stop.requested:
                     save()
-                    raise StoppedEarly(f"stopped by {stop.name}; the same command goes on from here")
+                    raise StoppedEarly(f"stopped by {stop.name}; rerun the same command to resume")
 
-    Previous handlers come back at the end. Python delivers signals to the main thread only: in another thread the
-    block changes nothing and `requested` stays False.
+    The previous handlers are restored at the end. Python delivers signals only to the main thread; in other threads the
+    block has no effect and `requested` stays False.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import INTERPOLATIONS, ImageLike, Preprocessing, as_image, to_tensor
 from barlowtwins.evaluate.labelled import Labelled
-from barlowtwins.views.augmentation import AugmentRecipe, draw_view, rng_for
+from barlowtwins.views.augmentation import Augmentation, draw_view, rng_for
 from barlowtwins.views.twins import Rows, read_or_replace
 
 __all__ = ["CropFlip", "LabelledBatch", "LabelledReader"]
@@ -31,7 +31,7 @@ class CropFlip:
         self, preprocessing: Preprocessing, *, scale: tuple[float, float] = (0.08, 1.0), seed: int = 0
     ) -> None:
         self.preprocessing, self.seed = preprocessing, seed
-        self.recipe = AugmentRecipe("crop-flip", preprocessing.image_size, scale)  # of which no more is used
+        self.recipe = Augmentation("crop-flip", preprocessing.image_size, scale)  # of which no more is used
 
     def __call__(self, image: Image.Image | ImageLike, *, epoch: int, index: int) -> torch.Tensor:
         """A view of the image: (C, S, S) float32.

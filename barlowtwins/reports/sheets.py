@@ -16,7 +16,7 @@ from barlowtwins.data.open import open_source
 from barlowtwins.data.preprocess import as_image
 from barlowtwins.reports.tiles import Tile, draw_sheet, require_picture, write_sheet
 from barlowtwins.train.recipes import resolve
-from barlowtwins.views.augmentation import AugmentRecipe, ViewParameters, augmentation, draw_views, rng_for
+from barlowtwins.views.augmentation import Augmentation, ViewParameters, augmentation, draw_views, rng_for
 from barlowtwins.views.batched import make_views
 from barlowtwins.views.draw import pack_views
 from barlowtwins.views.pillow import apply_view
@@ -33,7 +33,7 @@ class AugmentResult:
     """What `augment` drew."""
 
     out: str
-    augmentation: AugmentRecipe
+    augmentation: Augmentation
     images: int
     """Shown; an unreadable one has an empty tile."""
     of: int
@@ -90,7 +90,7 @@ def augment(config: AugmentConfig) -> AugmentResult:
     return AugmentResult(config.out, recipe, len(shown), len(source), views)
 
 
-def _views(image: Image.Image, pair: tuple[ViewParameters, ViewParameters], recipe: AugmentRecipe) -> list[Tile]:
+def _views(image: Image.Image, pair: tuple[ViewParameters, ViewParameters], recipe: Augmentation) -> list[Tile]:
     """Both views, each by Pillow's executor and by the batched one, with how far they differ."""
     levels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, -1)
     plain = dataclasses.replace(recipe, mean=(0.0,) * recipe.channels, std=(1.0,) * recipe.channels)

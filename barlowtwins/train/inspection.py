@@ -39,7 +39,7 @@ from barlowtwins.metrics.representation import (
 )
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.runs.snapshots import Snapshot, save_snapshot
-from barlowtwins.views.transform import AugmentRecipe, TwinTransform
+from barlowtwins.views.transform import Augmentation, TwinTransform
 
 __all__ = ["Watch", "unseen"]
 
@@ -266,7 +266,7 @@ def _spread(count: int, most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def _pixels(views: Tensor, recipe: AugmentRecipe) -> npt.NDArray[np.uint8]:
+def _pixels(views: Tensor, recipe: Augmentation) -> npt.NDArray[np.uint8]:
     """Normalised views (P, 2, C, S, S) as pictures (P, 2, s, s, 3)."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
     levels = ((views * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,1 +1,1 @@
-"""Two distorted views of an image: one recipe of numbers, one drawing, several executors."""
+"""Two distorted views of an image: the numbers, the random draw, and several executors."""

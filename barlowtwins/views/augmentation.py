@@ -1,12 +1,12 @@
-"""What may happen to a view, and what does: one recipe of numbers, and the drawing of one view's parameters from it.
+"""The numbers of an augmentation, and the random draw of the parameters of one view.
 
-    AugmentRecipe + image width, height + random numbers -> ViewParameters        (here; no pixel is touched)
-    ViewParameters + pixels -> view                          (augment_pillow; a batched executor takes the same)
+    Augmentation + image width, height + random numbers -> ViewParameters        (this file; it touches no pixels)
+    ViewParameters + pixels -> view                                              (pillow.py, opencv.py, batched.py)
 
-The published pair of pipelines is one recipe: the two views differ in two probabilities, those of blur and solarise.
+The published pair of pipelines is one augmentation: the views differ only in the probabilities of blur and solarize.
 
-Every view takes the same number of uniform random numbers, each with a fixed meaning, whether it uses them or not. So
-one decision never shifts another, and a batch of views is drawn from one (N, 2, UNIFORMS) array if need be.
+Every view consumes the same number of uniform random numbers, each with a fixed meaning, used or not. So one decision
+never shifts another, and a batch of views can be drawn from one (N, 2, UNIFORMS) array.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "AUGMENTATIONS",
     "UNIFORMS",
     "AugmentRecipe",
+    "Augmentation",
     "Jitter",
     "ViewParameters",
     "augmentation",
@@ -33,35 +34,35 @@ __all__ = [
     "rng_for",
 ]
 
-CROP_TRIES = 10  # as torchvision's RandomResizedCrop: then the central crop nearest to the allowed ratios
-SMALL = 64  # pixels; images up to this size are evaluated whole, larger ones by their central 224/256
+CROP_TRIES = 10  # like torchvision's RandomResizedCrop; then the central crop with the nearest allowed ratio
+SMALL = 64  # pixels; smaller images are evaluated whole, larger images by their central 224/256
 
 
 @dataclass(frozen=True)
-class AugmentRecipe:
-    """The numbers behind a pair of views; the defaults are the published ones for ImageNet.
+class Augmentation:
+    """The numbers of a pair of views; the defaults are the published values for ImageNet.
 
-    Operations happen in the order of the fields. A pair of numbers in `blur_p` and `solarize_p` is (view 1, view 2).
+    Operations run in the order of the fields. A pair of numbers in `blur_p` and `solarize_p` is (view 1, view 2).
 
     Args:
-        name: what it is called.
+        name: name of the augmentation.
         size: side S of the square views, in pixels.
-        scale: area of the crop as a fraction of the image's, from and to.
-        ratio: width / height of the crop, from and to, log-uniform.
-        flip_p: probability of mirroring left and right.
+        scale: area of the crop as a fraction of the image area, (from, to).
+        ratio: width / height of the crop, (from, to), log-uniform.
+        flip_p: probability of a horizontal flip.
         jitter: strength of brightness, contrast, saturation (factor uniform in [1 - s, 1 + s], not below 0) and of hue
-            (turn uniform in [-s, s] of the full circle, s <= 0.5). The four happen in random order.
-        jitter_p: probability that the four happen at all.
-        grey_p: probability of losing colour.
+            (shift uniform in [-s, s] of the full circle, s <= 0.5). The four are applied in random order.
+        jitter_p: probability of the color jitter.
+        grey_p: probability of conversion to grayscale.
         blur_p: probability of a Gaussian blur.
-        blur_sigma: its standard deviation in pixels, uniform from and to.
-        solarize_p: probability of inverting the levels from `solarize_threshold` on.
+        blur_sigma: its standard deviation in pixels, uniform in (from, to).
+        solarize_p: probability of inverting the levels at or above `solarize_threshold`.
         solarize_threshold: a level, 0-256.
         mean, std: of each channel, for pixels in [0, 1]: the last step is (pixels - mean) / std.
-        channels: 3 (RGB) or 1 (grey).
+        channels: 3 (RGB) or 1 (grayscale).
 
     Raises:
-        ConfigError: a number out of its range; the message names it.
+        ConfigError: a number is out of range; the message names it.
     """
 
     name: str
@@ -85,45 +86,52 @@ class AugmentRecipe:
         self._require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "must satisfy 0 < from <= to <= 1")
         self._require(0 < self.ratio[0] <= self.ratio[1] < math.inf, "ratio", "must satisfy 0 < from <= to")
         for name in ("flip_p", "jitter_p", "grey_p"):
-            self._require(0 <= getattr(self, name) <= 1, name, "is a probability, from 0 to 1")
+            self._require(0 <= getattr(self, name) <= 1, name, "must be a probability, from 0 to 1")
         for name in ("blur_p", "solarize_p"):
             pair = getattr(self, name)
-            self._require(len(pair) == 2 and all(0 <= p <= 1 for p in pair), name, "is two probabilities, one a view")
-        self._require(len(self.jitter) == 4 and min(self.jitter) >= 0, "jitter", "is four strengths, none negative")
-        self._require(self.jitter[3] <= 0.5, "jitter", "turns the hue by more than half the circle, 0.5")
+            self._require(
+                len(pair) == 2 and all(0 <= p <= 1 for p in pair), name, "must be two probabilities, one per view"
+            )
+        self._require(
+            len(self.jitter) == 4 and min(self.jitter) >= 0, "jitter", "must be four strengths, none negative"
+        )
+        self._require(self.jitter[3] <= 0.5, "jitter", "must shift the hue by 0.5 or less, half the circle")
         self._require(0 <= self.blur_sigma[0] <= self.blur_sigma[1] < math.inf, "blur_sigma", "must be 0 <= from <= to")
-        self._require(0 <= self.solarize_threshold <= 256, "solarize_threshold", "is a level, from 0 to 256")
+        self._require(0 <= self.solarize_threshold <= 256, "solarize_threshold", "must be a level, from 0 to 256")
         check_normalization(self.channels, self.mean, self.std)
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:
             raise ConfigError(f"{name} of augmentation {self.name!r} is {getattr(self, name)}; it {rule}")
 
-    def with_channels(self, channels: int) -> AugmentRecipe:
-        """The same recipe for grey (1) or colour (3) images; the mean and std of grey are the averages over colours."""
+    def with_channels(self, channels: int) -> Augmentation:
+        """Return the same augmentation for other channels, with mean and std averaged over channels."""
         if channels == self.channels:
             return self
         mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
         return dataclasses.replace(self, channels=channels, mean=(mean,) * channels, std=(std,) * channels)
 
     def preprocessing(self) -> Preprocessing:
-        """The evaluation transform for networks that were trained on these views.
+        """Return the evaluation transform for networks trained on these views.
 
-        Views up to 64 pixels: the whole image, resized to the square. Larger: the centre, 224/256 of the short side.
+        Views up to 64 pixels: the whole image, resized to the square. Larger: the center, 224/256 of the short side.
         """
         resize = None if self.size <= SMALL else round(self.size * 256 / 224)
         return Preprocessing(self.size, resize, self.channels, self.mean, self.std)
 
 
-# "small" and "grey" keep the published numbers except where small images force others. Crops start at a quarter of the
-# area, since 8 % of 32 x 32 is 9 x 9 pixels; and there is no blur, which at these sizes leaves little to recognise.
-# Mean and std are a plain 0.5, fit for any data: the batch norm behind the first convolution absorbs the difference.
-AUGMENTATIONS: dict[str, AugmentRecipe] = {
-    recipe.name: recipe
-    for recipe in (
-        AugmentRecipe("imagenet"),
-        AugmentRecipe("small", size=32, scale=(0.25, 1.0), blur_p=(0.0, 0.0), mean=(0.5,) * 3, std=(0.5,) * 3),
-        AugmentRecipe(  # any colour may become any other, so that the outline remains; crops keep most of it in view
+AugmentRecipe = Augmentation
+"""Earlier name of `Augmentation`."""
+
+# "small" and "grey" keep the published numbers except where small images need others: crops start at a quarter of the
+# area, since 8 % of 32 x 32 is 9 x 9 pixels, and there is no blur, which removes too much at these sizes. Mean and std
+# are 0.5 for any data; the batch norm after the first convolution absorbs the difference.
+AUGMENTATIONS: dict[str, Augmentation] = {
+    preset.name: preset
+    for preset in (
+        Augmentation("imagenet"),
+        Augmentation("small", size=32, scale=(0.25, 1.0), blur_p=(0.0, 0.0), mean=(0.5,) * 3, std=(0.5,) * 3),
+        Augmentation(  # strong color changes leave the outline as the only cue; large crops keep it visible
             "shapes",
             size=32,
             scale=(0.5, 1.0),
@@ -134,19 +142,19 @@ AUGMENTATIONS: dict[str, AugmentRecipe] = {
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
         ),
-        AugmentRecipe(
+        Augmentation(
             "grey",
             size=28,
             scale=(0.4, 1.0),
             jitter=(0.4, 0.4, 0.0, 0.0),
             grey_p=0.0,
             blur_p=(0.0, 0.0),
-            solarize_p=(0.0, 0.0),  # an inverted garment or digit on an inverted background is another data set
+            solarize_p=(0.0, 0.0),  # an inverted garment or digit belongs to another data set
             mean=(0.5,),
             std=(0.5,),
             channels=1,
         ),
-        AugmentRecipe(  # things that lie aligned, the same way round: large crops and no flips
+        Augmentation(  # aligned objects in one orientation: large crops and no flips
             "fashion-mnist",
             size=28,
             scale=(0.4, 1.0),
@@ -163,27 +171,27 @@ AUGMENTATIONS: dict[str, AugmentRecipe] = {
 }
 
 
-def augmentation(name: str) -> AugmentRecipe:
-    """The recipe of that name.
+def augmentation(name: str) -> Augmentation:
+    """Return the augmentation of that name.
 
     Raises:
-        ConfigError: there is none; the message suggests one.
+        ConfigError: the name is unknown; the message suggests one.
     """
     if name in AUGMENTATIONS:
         return AUGMENTATIONS[name]
     close = difflib.get_close_matches(name.lower(), AUGMENTATIONS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(AUGMENTATIONS)}"
+    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(AUGMENTATIONS)}"
     raise ConfigError(f"unknown augmentation {name!r}; {hint}")
 
 
 @dataclass(frozen=True, slots=True)
 class Jitter:
-    """Colour jitter of one view.
+    """Color jitter of one view.
 
     Args:
-        factors: brightness, contrast and saturation as factors (1 leaves the image as it is), and hue as a turn in
-            [-0.5, 0.5] (0 leaves it as it is).
-        order: a permutation of 0-3, indices into `factors`: which comes first.
+        factors: factors of brightness, contrast and saturation (1: no change), and the shift of the hue in
+            [-0.5, 0.5] (0: no change).
+        order: a permutation of 0-3, indices into `factors`, in the order of application.
     """
 
     factors: tuple[float, float, float, float]
@@ -192,15 +200,15 @@ class Jitter:
 
 @dataclass(frozen=True, slots=True)
 class ViewParameters:
-    """Everything random about one view: the same parameters and pixels always give the same view.
+    """All random choices of one view: the same parameters and pixels always give the same view.
 
     Args:
         left, top, width, height: the crop box in pixels of the source image.
-        flip: mirror left and right.
-        jitter: colour jitter, or None.
-        grey: lose colour.
+        flip: flip horizontally.
+        jitter: color jitter, or None.
+        grey: convert to grayscale.
         blur_sigma: standard deviation of the Gaussian blur in pixels of the view, or None.
-        solarize: invert the bright levels.
+        solarize: invert bright levels.
     """
 
     left: int
@@ -215,83 +223,85 @@ class ViewParameters:
 
 
 def rng_for(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one image in one epoch: a function of three integers in [0, 2**63), with no hidden state.
+    """Return the random generator of one image in one epoch, a function of three integers in [0, 2**63).
 
-    Philox is counter-based: (seed, epoch) is its key and the image's index the high word of its counter, so streams
-    neither overlap nor depend on who draws first. Both views of the image come from this one stream.
+    Philox is counter-based: (seed, epoch) is the key, and the image index the high word of the counter. So streams do
+    not overlap, and do not depend on the order of drawing. Both views of an image use this one stream.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number is out of range.
     """
     for name, value in (("seed", seed), ("epoch", epoch), ("index", index)):
         if not 0 <= value < 2**63:
-            raise ConfigError(f"{name} is {value}; it must lie from 0 to 2**63 - 1")
+            raise ConfigError(f"{name} is {value}; it must be from 0 to 2**63 - 1")
     key, counter = np.array([seed, epoch], np.uint64), np.array([0, 0, 0, index], np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
 
 
-# What the uniforms of one view mean, in order. A crop try takes four: area, ratio, left, top.
+# Meaning of the uniforms of one view, in order. Each crop try uses four: area, ratio, left, top.
 _CROP = slice(0, 4 * CROP_TRIES)
 _ORDER = slice(_CROP.stop, _CROP.stop + 4)
 _FACTORS = slice(_ORDER.stop, _ORDER.stop + 4)
-_REST = slice(_FACTORS.stop, _FACTORS.stop + 6)  # flip, jitter, grey, blur, sigma, solarise
+_REST = slice(_FACTORS.stop, _FACTORS.stop + 6)  # flip, jitter, grey, blur, sigma, solarize
 UNIFORMS = _REST.stop
 
 
-def draw_view(recipe: AugmentRecipe, view: int, width: int, height: int, rng: np.random.Generator) -> ViewParameters:
-    """Draw what happens to one view of a width x height image.
+def draw_view(
+    augmentation: Augmentation, view: int, width: int, height: int, rng: np.random.Generator
+) -> ViewParameters:
+    """Draw the parameters of one view of a width x height image.
 
     Args:
-        recipe: the ranges and probabilities.
+        augmentation: the ranges and probabilities.
         view: 0 or 1, the first or the second of the pair.
         width, height: of the source image, in pixels, at least 1.
-        rng: gives the next `UNIFORMS` numbers; nothing else is random.
+        rng: supplies the next `UNIFORMS` numbers; nothing else is random.
     """
-    uniforms = rng.random(UNIFORMS).tolist()  # Python floats: faster than numpy's scalars for what follows
+    uniforms = rng.random(UNIFORMS).tolist()  # Python floats are faster than NumPy scalars here
     flip, jitter, grey, blur, sigma, solarize = uniforms[_REST]
     return ViewParameters(
-        *_crop_box(recipe, width, height, uniforms[_CROP]),
-        flip=flip < recipe.flip_p,
-        jitter=_jitter(recipe, uniforms[_ORDER], uniforms[_FACTORS]) if jitter < recipe.jitter_p else None,
-        grey=grey < recipe.grey_p,
-        blur_sigma=_between(*recipe.blur_sigma, sigma) if blur < recipe.blur_p[view] else None,
-        solarize=solarize < recipe.solarize_p[view],
+        *_crop_box(augmentation, width, height, uniforms[_CROP]),
+        flip=flip < augmentation.flip_p,
+        jitter=_jitter(augmentation, uniforms[_ORDER], uniforms[_FACTORS]) if jitter < augmentation.jitter_p else None,
+        grey=grey < augmentation.grey_p,
+        blur_sigma=_between(*augmentation.blur_sigma, sigma) if blur < augmentation.blur_p[view] else None,
+        solarize=solarize < augmentation.solarize_p[view],
     )
 
 
 def draw_views(
-    recipe: AugmentRecipe, width: int, height: int, rng: np.random.Generator
+    augmentation: Augmentation, width: int, height: int, rng: np.random.Generator
 ) -> tuple[ViewParameters, ViewParameters]:
     """Draw both views of a width x height image from one stream, the first view first."""
-    return draw_view(recipe, 0, width, height, rng), draw_view(recipe, 1, width, height, rng)
+    return draw_view(augmentation, 0, width, height, rng), draw_view(augmentation, 1, width, height, rng)
 
 
 def _between(low: float, high: float, uniform: float) -> float:
     return low + (high - low) * uniform
 
 
-def _crop_box(recipe: AugmentRecipe, width: int, height: int, uniforms: list[float]) -> tuple[int, int, int, int]:
-    """Left, top, width, height of the crop, in the distribution of torchvision's RandomResizedCrop."""
-    log_ratio = math.log(recipe.ratio[0]), math.log(recipe.ratio[1])
+def _crop_box(augmentation: Augmentation, width: int, height: int, uniforms: list[float]) -> tuple[int, int, int, int]:
+    """Return left, top, width, height of a crop, distributed as in torchvision's RandomResizedCrop."""
+    log_ratio = math.log(augmentation.ratio[0]), math.log(augmentation.ratio[1])
     for i in range(0, len(uniforms), 4):
         u_area, u_ratio, u_left, u_top = uniforms[i : i + 4]
-        area = width * height * _between(*recipe.scale, u_area)
+        area = width * height * _between(*augmentation.scale, u_area)
         ratio = math.exp(_between(*log_ratio, u_ratio))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(u_left * (width - w + 1)), int(u_top * (height - h + 1)), w, h
 
-    # No try fitted, the image being too slender: its central part of the nearest allowed ratio.
+    # No try fitted, because the image is too narrow: use the central part with the nearest allowed ratio.
     w, h = width, height
-    if width / height < recipe.ratio[0]:
-        h = max(1, round(width / recipe.ratio[0]))
-    elif width / height > recipe.ratio[1]:
-        w = max(1, round(height * recipe.ratio[1]))
+    if width / height < augmentation.ratio[0]:
+        h = max(1, round(width / augmentation.ratio[0]))
+    elif width / height > augmentation.ratio[1]:
+        w = max(1, round(height * augmentation.ratio[1]))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _jitter(recipe: AugmentRecipe, order: list[float], factors: list[float]) -> Jitter:
-    brightness, contrast, saturation, hue = recipe.jitter
+def _jitter(augmentation: Augmentation, order: list[float], factors: list[float]) -> Jitter:
+    brightness, contrast, saturation, hue = augmentation.jitter
     first, second, third, fourth = sorted(range(4), key=order.__getitem__)  # a uniformly random permutation
     return Jitter(
         factors=(

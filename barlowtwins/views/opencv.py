@@ -1,18 +1,18 @@
-"""The operations of `augment_pillow` by OpenCV on arrays of levels: one image after another, several times as fast.
+"""The operations of pillow.py with OpenCV, image by image, several times as fast.
 
-The order and the parameters are the very same; what differs is stated here and held by tests.
+Order and parameters are the same. The results differ by at most (checked by tests):
 
-| operation | here | difference in levels (of 255), mean over an image |
+| operation | implementation | difference in levels (of 255), mean over an image |
 |---|---|---|
 | crop, flip | slices | none |
-| resize | means over areas where it shrinks by 1.6 or more, else bilinear, bicubic (a = -0.75) | below 3 |
-| brightness, contrast, solarise | a table of 256 levels | below 0.5: the mean grey may be rounded otherwise |
-| saturation, greyscale | OpenCV's luma, 14 bits instead of 16 | below 0.5 |
-| hue | OpenCV's HSV of 8 bits | below 1.5 |
-| blur | a true Gaussian; Pillow's is three box blurs | below 1 |
+| resize | area averages when shrinking by 1.6 or more, else bilinear or bicubic (a = -0.75) | below 3 |
+| brightness, contrast, solarize | table of 256 levels | below 0.5: the mean gray level may round differently |
+| saturation, grayscale | luma of OpenCV, 14 bits instead of 16 | below 0.5 |
+| hue | 8-bit HSV of OpenCV | below 1.5 |
+| blur | a true Gaussian; Pillow uses three box blurs | below 1 |
 """
 
-# H x W pixels of the image, S side of the view, C channels: arrays are (H, W, 3), or (H, W) for grey
+# H x W pixels of the image, S side of the view, C channels: arrays are (H, W, 3), or (H, W) for grayscale
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.core.errors import MissingExtraError
-from barlowtwins.views.augmentation import AugmentRecipe, Jitter, ViewParameters
+from barlowtwins.views.augmentation import Augmentation, Jitter, ViewParameters
 
 __all__ = ["apply_view", "require_opencv"]
 
-# How many times larger than the view a crop is, from which means over areas are nearer to Pillow's resize than straight
-# lines, and these than a cubic of four pixels. Means take four times as long.
+# Shrink factors from which area averages are closer to Pillow's resize than bilinear, and bilinear than bicubic. Area
+# averages take four times as long.
 AREA_FROM, LINEAR_FROM = 1.6, 1.15
 
 Levels = npt.NDArray[np.uint8]
@@ -36,7 +36,7 @@ Levels = npt.NDArray[np.uint8]
 
 @functools.cache
 def require_opencv() -> Any:
-    """The module `cv2`, on one thread: parallel work is done by processes. Raises MissingExtraError without it."""
+    """Return the module `cv2`, limited to one thread, or raise MissingExtraError."""
     try:
         import cv2
     except ModuleNotFoundError:
@@ -45,33 +45,33 @@ def require_opencv() -> Any:
     return cv2
 
 
-def apply_view(image: Levels, params: ViewParameters, recipe: AugmentRecipe) -> Levels:
-    """Carry out one view's parameters; nothing here is random.
+def apply_view(image: Levels, params: ViewParameters, augmentation: Augmentation) -> Levels:
+    """Apply the parameters of one view; nothing here is random.
 
     Args:
-        image: (H, W, 3) RGB or (H, W) grey, of the size that the parameters were drawn for; left as it was.
-        params: what `draw_view` drew.
-        recipe: gives the side S of the view and the threshold of solarise.
+        image: (H, W, 3) RGB or (H, W) gray, of the size that the parameters were drawn for; not changed.
+        params: parameters from `draw_view`.
+        augmentation: defines the side S of the view and the solarize threshold.
 
     Returns:
         (S, S, 3) or (S, S).
     """
     cv2 = require_opencv()
-    view = crop_view(cv2, image, params, recipe.size)
+    view = crop_view(cv2, image, params, augmentation.size)
     if params.jitter is not None:
-        view = jitter_colour(cv2, view, params.jitter)
+        view = jitter_color(cv2, view, params.jitter)
     if params.grey and view.ndim == 3:
         view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if params.blur_sigma is not None:
         view = cv2.GaussianBlur(view, (0, 0), params.blur_sigma)
     if params.solarize:
         levels = np.arange(256)
-        view = cv2.LUT(view, np.where(levels < recipe.solarize_threshold, levels, 255 - levels).astype(np.uint8))
+        view = cv2.LUT(view, np.where(levels < augmentation.solarize_threshold, levels, 255 - levels).astype(np.uint8))
     return np.ascontiguousarray(view)
 
 
 def crop_view(cv2: Any, image: Levels, params: ViewParameters, side: int) -> Levels:
-    """The geometry alone: crop, resize, flip."""
+    """Crop, resize and flip."""
     view = image[params.top : params.top + params.height, params.left : params.left + params.width]
     shrinks = max(params.width, params.height) / side
     if shrinks > AREA_FROM:
@@ -83,8 +83,8 @@ def crop_view(cv2: Any, image: Levels, params: ViewParameters, side: int) -> Lev
     return cv2.flip(view, 1) if params.flip else view
 
 
-def jitter_colour(cv2: Any, view: Levels, jitter: Jitter) -> Levels:
-    """Brightness, contrast, saturation and hue in the drawn order; a neutral factor is skipped."""
+def jitter_color(cv2: Any, view: Levels, jitter: Jitter) -> Levels:
+    """Change brightness, contrast, saturation and hue in the drawn order; neutral factors are skipped."""
     view = np.ascontiguousarray(view)
     for which in jitter.order:
         factor = jitter.factors[which]
@@ -99,20 +99,20 @@ def jitter_colour(cv2: Any, view: Levels, jitter: Jitter) -> Levels:
             view = cv2.LUT(view, _towards(int(cv2.mean(grey)[0] + 0.5), factor))
         elif view.ndim == 3:
             grey = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            view = cv2.addWeighted(view, factor, grey, 1 - factor, -0.5)  # Pillow cuts off what OpenCV rounds
+            view = cv2.addWeighted(view, factor, grey, 1 - factor, -0.5)  # Pillow truncates, OpenCV rounds
     return view
 
 
 def turn_hue(cv2: Any, view: Levels, turn: float) -> Levels:
-    """Move the hue by `turn` of the full circle, [-0.5, 0.5], in 8-bit HSV; grey images have none."""
+    """Shift the hue by `turn` of the full circle, [-0.5, 0.5], in 8-bit HSV; gray images have no hue."""
     if view.ndim == 2:
         return view
     hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(int(turn * 255) % 256)  # round the circle of 256 levels
+    hsv[..., 0] += np.uint8(int(turn * 255) % 256)  # wraps around the circle of 256 levels
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def _towards(level: int, factor: float) -> Levels:
-    """The table that moves each level away from `level` (factor above 1) or towards it, cut off as Pillow does."""
+    """Return a table that moves each level away from `level` (factor > 1) or toward it, truncated as in Pillow."""
     levels = np.arange(256, dtype=np.float32)
     return np.clip(level + (levels - level) * np.float32(factor), 0, 255).astype(np.uint8)

@@ -1,51 +1,51 @@
-"""The published operations to the letter: one view's parameters carried out by Pillow on one image.
+"""The published operations with Pillow, for one view of one image.
 
-Each function is what torchvision computes for PIL images, bit for bit, in the published order: crop and resize
-(bicubic), flip, colour jitter, greyscale, blur, solarise.
+Each function is bit-exact with torchvision on PIL images, in the published order: crop and resize (bicubic), flip,
+color jitter, grayscale, blur, solarize.
 """
 
 from __future__ import annotations
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from barlowtwins.views.augmentation import AugmentRecipe, Jitter, ViewParameters
+from barlowtwins.views.augmentation import Augmentation, Jitter, ViewParameters
 
 __all__ = ["apply_view", "crop_view"]
 
 
-def apply_view(image: Image.Image, params: ViewParameters, recipe: AugmentRecipe) -> Image.Image:
-    """Carry out one view's parameters; nothing here is random.
+def apply_view(image: Image.Image, params: ViewParameters, augmentation: Augmentation) -> Image.Image:
+    """Apply the parameters of one view; nothing here is random.
 
     Args:
         image: mode "RGB" or "L", of the size that the parameters were drawn for.
-        params: what `draw_view` drew.
-        recipe: gives the side S of the view and the threshold of solarise.
+        params: parameters from `draw_view`.
+        augmentation: defines the side S of the view and the solarize threshold.
 
     Returns:
-        an S x S image of the same mode; `image` is left as it was.
+        an S x S image of the same mode; `image` is not changed.
     """
-    view = crop_view(image, params, recipe)
+    view = crop_view(image, params, augmentation)
     if params.jitter is not None:
-        view = jitter_colour(view, params.jitter)
+        view = jitter_color(view, params.jitter)
     if params.grey:
         view = view.convert("L").convert(view.mode)
     if params.blur_sigma is not None:
         view = view.filter(ImageFilter.GaussianBlur(params.blur_sigma))
     if params.solarize:
-        view = ImageOps.solarize(view, recipe.solarize_threshold)
+        view = ImageOps.solarize(view, augmentation.solarize_threshold)
     return view
 
 
-def crop_view(image: Image.Image, params: ViewParameters, recipe: AugmentRecipe) -> Image.Image:
-    """The geometry alone: crop, resize, flip."""
+def crop_view(image: Image.Image, params: ViewParameters, augmentation: Augmentation) -> Image.Image:
+    """Crop, resize and flip."""
     view = image.crop((params.left, params.top, params.left + params.width, params.top + params.height))
-    if view.size != (recipe.size, recipe.size):
-        view = view.resize((recipe.size, recipe.size), Image.Resampling.BICUBIC)
+    if view.size != (augmentation.size, augmentation.size):
+        view = view.resize((augmentation.size, augmentation.size), Image.Resampling.BICUBIC)
     return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if params.flip else view
 
 
-def jitter_colour(image: Image.Image, jitter: Jitter) -> Image.Image:
-    """Brightness, contrast, saturation and hue in the drawn order; a neutral factor is skipped."""
+def jitter_color(image: Image.Image, jitter: Jitter) -> Image.Image:
+    """Change brightness, contrast, saturation and hue in the drawn order; neutral factors are skipped."""
     for which in jitter.order:
         factor = jitter.factors[which]
         if which == 3:
@@ -59,10 +59,10 @@ ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def turn_hue(image: Image.Image, turn: float) -> Image.Image:
-    """Move the hue by `turn` of the full circle, [-0.5, 0.5], in Pillow's 8-bit HSV; grey images have none."""
+    """Shift the hue by `turn` of the full circle, [-0.5, 0.5], in 8-bit HSV; gray images have no hue."""
     if image.mode == "L":
         return image
-    steps = int(turn * 255)  # 255 and truncation towards zero, as torchvision has it
+    steps = int(turn * 255)  # 255 and truncation toward zero, as in torchvision
     hue, saturation, value = image.convert("HSV").split()
     hue = hue.point([(level + steps) % 256 for level in range(256)])
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
