@@ -54,7 +54,6 @@ from barlowtwins.data.open import open_source
 from barlowtwins.data.preprocess import Preprocessing, as_image, check_normalization
 from barlowtwins.data.tars import _read_index as read_tar
 from barlowtwins.embedding.embed import _wait_for_others, embed
-from barlowtwins.embedding.embed_job import _read as read_job
 from barlowtwins.embedding.embedder import Embedder, load_embedder
 from barlowtwins.embedding.embeddings import open_embeddings, require_format
 from barlowtwins.embedding.ray_embed import _connect, _embed_shard, _result, require_ray
@@ -72,7 +71,7 @@ from barlowtwins.reports.map import map
 from barlowtwins.reports.neighbors import neighbours
 from barlowtwins.reports.projection import project
 from barlowtwins.reports.sheets import augment
-from barlowtwins.runs.job_folder import _read as read_evaluation
+from barlowtwins.runs.job_folder import read_record
 from barlowtwins.runs.run_folder import backbone_metadata
 from barlowtwins.train.trackers import TensorBoard
 from barlowtwins.views.transform import TwinTransform
@@ -394,8 +393,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     fails(lambda: _located_file("w", loop), WeightsError, "cannot read .*; make it readable")
     fails(lambda: read_weight_file(tmp_path), WeightsError, "cannot read .*Is a directory; make it readable")
     (tmp_path / "job.json").write_text("{")
-    fails(lambda: read_job(tmp_path / "job.json"), OutputError, "cannot be read .*; choose another folder, or remove")
-    fails(lambda: read_evaluation(tmp_path / "job.json"), OutputError, "cannot be read .*; choose another folder")
+    fails(lambda: read_record(tmp_path / "job.json"), OutputError, "cannot be read .*; choose another folder, or remo")
     (tmp_path / "x.tar").mkdir()
     fails(lambda: read_tar(str(tmp_path / "x.tar")), DataError, "cannot read .*x.tar")
 

@@ -12,8 +12,6 @@ the part that begins or joins. So two runs by accident refuse each other, and pa
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +24,6 @@ import PIL
 from barlowtwins.config import EmbedConfig
 from barlowtwins.core.errors import OutputError, RunLockedError
 from barlowtwins.core.files import atomic_write, sweep_partial, write_json
-from barlowtwins.core.locks import FolderLock
 from barlowtwins.core.versions import versions
 from barlowtwins.data.open import has_split
 from barlowtwins.data.sources import Source
@@ -43,11 +40,12 @@ from barlowtwins.embedding.embeddings import (
     write_index,
 )
 from barlowtwins.embedding.shards import Shard, plan_shards, read_failures, read_features
+from barlowtwins.runs.job_folder import JOB, JobFolder, read_record
 from barlowtwins.zoo.registry import registry
 
 __all__ = ["EmbedJob", "runtime_of"]
 
-SHARDS, JOB = "shards", "job.json"
+SHARDS = "shards"
 WHOLE_LOCK, JOIN_LOCK, PART_LOCK = ".lock", ".join.lock", ".part-{}.lock"
 PATIENCE = 20.0  # seconds for what others hold for a moment
 
@@ -72,8 +70,8 @@ class EmbedJob:
     source: Source
     embedder: Embedder
     shards: list[Shard]
-    record: dict[str, Any]
-    """What decides the values of the rows: shards belong together if these are equal."""
+    place: JobFolder
+    """The folder, and what decides the values of the rows: shards belong together if that is equal."""
 
     @classmethod
     def plan(cls, config: EmbedConfig, source: Source, embedder: Embedder, shard_rows: int) -> EmbedJob:
@@ -87,12 +85,13 @@ class EmbedJob:
             "runtime": embedder.runtime,
             "shard_rows": shard_rows,
         }
-        return cls(config, source, embedder, plan_shards(len(source), shard_rows), record)
+        place = JobFolder(Path(config.out), record, begun=f"{SHARDS}/{JOB}", contents=(f"{SHARDS}/*",), earlier=EARLIER)
+        return cls(config, source, embedder, plan_shards(len(source), shard_rows), place)
 
     @property
     def out(self) -> Path:
         """The EMB folder."""
-        return Path(self.config.out)
+        return self.place.path
 
     @property
     def folder(self) -> Path:
@@ -105,7 +104,7 @@ class EmbedJob:
 
     def meta(self) -> dict[str, Any]:
         """The record of the complete result; empty if there is none."""
-        return _read(self.out / META)
+        return read_record(self.out / META) or {}
 
     def is_complete(self) -> bool:
         """Whether the folder holds the result of this very job."""
@@ -114,8 +113,7 @@ class EmbedJob:
 
     def is_begun(self) -> bool:
         """Whether the shards in the folder are of this very job."""
-        begun = _read(self.folder / JOB)
-        return bool(begun) and not self._differs(begun)
+        return self.place.is_begun()
 
     # Locks ----------------------------------------------------------------------------------------------------------
 
@@ -126,11 +124,11 @@ class EmbedJob:
         Raises:
             RunLockedError: somebody does.
         """
-        with FolderLock(self.out, WHOLE_LOCK):
+        with self.place.hold(WHOLE_LOCK):
             for path in sorted(self.out.glob(PART_LOCK.format("*"))):
-                with FolderLock(self.out, path.name):
+                with self.place.hold(path.name):
                     pass  # left by a part that was killed; of a living one it raises
-            sweep_partial(self.out, older_than=float("-inf"))  # of dead processes, since the folder is locked
+            self.place.sweep()
             yield
 
     @contextlib.contextmanager
@@ -140,11 +138,11 @@ class EmbedJob:
         Raises:
             RunLockedError: another process embeds this part, or all of it.
         """
-        with FolderLock(self.out, PART_LOCK.format(part)):
-            with _patiently(self.out, WHOLE_LOCK):
+        with self.place.hold(PART_LOCK.format(part)):
+            with self._patiently(WHOLE_LOCK):
                 pass  # nobody embeds the whole source: whoever begins to do so now meets this part's lock
             if not (self.is_begun() or self.is_complete()):
-                with _patiently(self.out, JOIN_LOCK):
+                with self._patiently(JOIN_LOCK):
                     if not self.is_begun():
                         self.begin()
             yield
@@ -152,8 +150,23 @@ class EmbedJob:
     @contextlib.contextmanager
     def joining(self) -> Iterator[None]:
         """Hold what only one of the parts may do; RunLockedError: another one does."""
-        with FolderLock(self.out, JOIN_LOCK):
-            sweep_partial(self.out, older_than=float("-inf"))
+        with self.place.hold(JOIN_LOCK):
+            sweep_partial(self.out, older_than=float("-inf"))  # other parts may be writing shards
+            yield
+
+    @contextlib.contextmanager
+    def _patiently(self, lock: str) -> Iterator[None]:
+        """A lock that others should hold for a moment only."""
+        with contextlib.ExitStack() as stack:
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    stack.enter_context(self.place.hold(lock))
+                    break
+                except RunLockedError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.05)
             yield
 
     # Steps ----------------------------------------------------------------------------------------------------------
@@ -164,7 +177,7 @@ class EmbedJob:
         Raises:
             OutputError: the folder holds other rows, and `overwrite` is not set.
         """
-        complete, begun = self.meta(), _read(self.folder / JOB)
+        complete, begun = self.meta(), self.place.begun_by()
         if complete and not self.config.overwrite:
             other = self._differs(complete)
             raise OutputError(
@@ -176,19 +189,16 @@ class EmbedJob:
                 f"{self.out} holds unfinished embeddings made with other {self._differs(begun)}; "
                 "finish them with the command that began them, choose another folder, or drop them with --overwrite"
             )
-        if not begun or self._differs(begun):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            write_json(self.folder / JOB, self.record)
+        self.place.begin()
 
     def only_needs_tidying(self) -> bool:
         """Whether an earlier run of this job was killed after it completed the result, before it removed the shards."""
-        return (
-            self.folder.is_dir() and self.is_complete() and not self._differs(_read(self.folder / JOB) or self.record)
-        )
+        return self.folder.is_dir() and self.is_complete() and (self.is_begun() or self.place.begun_by() is None)
 
     def tidy(self) -> None:
         """Remove the shards, which the joined files hold."""
-        shutil.rmtree(self.folder)
+        self.place.clear()
+        self.folder.rmdir()
 
     def join(self) -> None:
         """Stream all shards into the final files; the old ones stay until the new ones are written.
@@ -220,7 +230,7 @@ class EmbedJob:
                 "split": self.config.split if named else None,
                 "root": None if self.source.root is None else str(self.source.root.absolute()),
                 "classes": list(self.source.classes),
-                **self.record,
+                **self.place.record,
                 "versions": versions(numpy=np.__version__, pillow=PIL.__version__),
             },
         )
@@ -240,8 +250,7 @@ class EmbedJob:
 
     def _differs(self, record: dict[str, Any]) -> str:
         """In what a record of the folder differs from this job, in words; empty if in nothing."""
-        there = EARLIER | record
-        return ", ".join(words for field, words in RECORD.items() if there.get(field) != self.record[field])
+        return ", ".join(RECORD[field] for field in self.place.changes(record))
 
 
 def runtime_of(config: EmbedConfig) -> str:
@@ -249,37 +258,11 @@ def runtime_of(config: EmbedConfig) -> str:
     if config.runtime != "auto":
         return config.runtime
     out = Path(config.out)
-    begun = _read(out / SHARDS / JOB) or ({} if config.overwrite else _read(out / META))
+    begun = read_record(out / SHARDS / JOB) or (None if config.overwrite else read_record(out / META))
     fresh = "torch" if config.launch == "ray" else "auto"  # a cluster may have GPUs where this machine has none
     return str(begun.get("runtime", EARLIER["runtime"])) if begun else fresh
-
-
-@contextlib.contextmanager
-def _patiently(folder: Path, name: str) -> Iterator[None]:
-    """A lock that others should hold for a moment only."""
-    with contextlib.ExitStack() as stack:
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                stack.enter_context(FolderLock(folder, name))
-                break
-            except RunLockedError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
-        yield
 
 
 def findable(weights: str) -> str:
     """A local path as it is called from any folder; a registry name or URL as it is."""
     return weights if weights in registry() or "://" in weights else str(Path(weights).expanduser().absolute())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is no such file."""
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path} cannot be read ({error}); choose another folder, or remove this one") from error

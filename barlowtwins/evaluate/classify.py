@@ -35,7 +35,7 @@ from barlowtwins.embedding.shards import SHARD_ROWS, Shard, read_failures, read_
 from barlowtwins.evaluate.features import make_shards
 from barlowtwins.evaluate.labelled import labels_within
 from barlowtwins.metrics.scores import Scores, Tally
-from barlowtwins.runs.job_folder import open_job
+from barlowtwins.runs.job_folder import JobFolder, open_job
 from barlowtwins.zoo.heads import load_classifier, tensors_digest
 
 __all__ = ["ClassifyResult", "classify"]
@@ -119,6 +119,7 @@ def classify(config: ClassifyConfig, *, shard_rows: int = SHARD_ROWS) -> Classif
                 result = dataclasses.replace(written, seconds=time.monotonic() - started)
             result = world.same(result)
         if world.writes:
+            JobFolder(parts, {}).clear()
             shutil.rmtree(parts)
     assert result is not None  # the process that writes has one
     return result
