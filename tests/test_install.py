@@ -131,6 +131,8 @@ def test_a_clone_works_from_its_parent_folder(clone: Clone) -> None:
     around = clone.path.parent
     _check(_python("-c", USE, cwd=around), clone, clone.path)
     assert _python("-m", "barlowtwins", "--version", cwd=around).startswith("barlowtwins ")
+    said = _python("-c", "from barlowtwins import loss; import barlowtwins as b; print(b.loss is loss, b)", cwd=around)
+    assert said.startswith("True") and str(clone.path / "barlowtwins" / "__init__.py") in said
 
 
 HUB = """

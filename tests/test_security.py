@@ -24,8 +24,6 @@ NEEDED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", Fals
 PICKLE_WRITERS = {"barlowtwins/zoo/conversion.py"}
 """detectron2's format is a pickle."""
 ALLOWED = {
-    ("__init__.py", "exec"): "the package's own file, for a Python that was started beside the clone",
-    ("__init__.py", "compile"): "the same",
     ("barlowtwins/shapes_demo.py", "torch.hub.load"): "what the demo has just trained, from this very clone",
     ("barlowtwins/zoo/export.py", "torch.jit.load"): "the program that it has just written, to compare features",
 }
