@@ -36,7 +36,7 @@ test: $(STAMP)
 oldest:
 	$(MAKE) test VENV=.venv-oldest TORCH='torch==2.8.* torchvision==0.23.*' ARGS='-q -m "not slow" $(OLDEST)'
 
-OLDEST := $(addprefix tests/test_, $(addsuffix .py, formats convert export timm weights checkpoint model loss products optim \
+OLDEST := $(addprefix tests/test_, $(addsuffix .py, formats conversion export timm weights checkpoint models loss matmul optim \
 	microbatch distributed embedder hub)) tests/faults/test_faults_weights.py
 
 faults: $(STAMP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,14 @@ def test_a_star_import_leaves_built_in_names_alone() -> None:
         "True",
         "pretrain",
     ]
+
+
+def test_the_makefile_names_tests_that_exist() -> None:
+    text = (ROOT / "Makefile").read_text("utf-8").replace("\\\n", " ")
+    stems = re.search(r"^OLDEST := \$\(addprefix tests/test_, \$\(addsuffix .py, ([^)]+)\)\)", text, re.M)
+    assert stems is not None
+    assert [stem for stem in stems[1].split() if not (ROOT / "tests" / f"test_{stem}.py").exists()] == []
+    assert [name for name in re.findall(r"tests/[\w/]+\.py", text) if not (ROOT / name).exists()] == []
 
 
 @pytest.fixture(scope="module")
