@@ -43,7 +43,8 @@ def singular_values(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """
     x = np.asarray(features, np.float64)  # (N, D)
     gram = x @ x.T if len(x) <= x.shape[1] else x.T @ x
-    return np.sqrt(np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None))
+    values: npt.NDArray[np.float64] = np.sqrt(np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None))
+    return values
 
 
 def effective_rank(features: npt.ArrayLike, eps: float = 1e-7) -> float:

@@ -86,7 +86,8 @@ class BarlowTwins(nn.Module):
 
     def embed(self, y: Tensor) -> Tensor:
         """(N, C, S, S) -> (N, D), the output of the projector, not standardized."""
-        return self.projector(self.backbone(y))
+        z: Tensor = self.projector(self.backbone(y))
+        return z
 
     def forward(self, y1: Tensor, y2: Tensor) -> Tensor:
         """Return the scalar loss of two views (N, C, S, S) of the same images, normalized.
@@ -97,7 +98,7 @@ class BarlowTwins(nn.Module):
 
     def loss_of(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the scalar loss of two embeddings (n, D); in training mode, update the running statistics of `bn`."""
-        loss = self.loss(z1, z2)
+        loss: Tensor = self.loss(z1, z2)
         if self.training:
             self._track_statistics()
         return loss

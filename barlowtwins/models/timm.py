@@ -44,7 +44,8 @@ class TimmBackbone(nn.Module):
                 f"images of {x.shape[-2]} x {x.shape[-1]} pixels do not divide into the {high} x {wide} patches of "
                 "this network; use a multiple as --image-size"
             )
-        return self.fc(self.net(x))
+        features: Tensor = self.fc(self.net(x))
+        return features
 
 
 def build_timm(name: str, fc: type[nn.Module] | Any, *, channels: int = 3, **kwargs: Any) -> TimmBackbone:
