@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
         KNNConfig as KNNConfig,
         LinearConfig as LinearConfig,
         MapConfig as MapConfig,
+        NeighborsConfig as NeighborsConfig,
         NeighboursConfig as NeighboursConfig,
         PretrainConfig as PretrainConfig,
         ReportConfig as ReportConfig,
@@ -82,7 +83,12 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
     from barlowtwins.optim import LARS as LARS
     from barlowtwins.pretraining import PretrainResult as PretrainResult, pretrain as pretrain
     from barlowtwins.reports.map import MapResult as MapResult, map as map
-    from barlowtwins.reports.neighbors import NeighboursResult as NeighboursResult, neighbours as neighbours
+    from barlowtwins.reports.neighbors import (
+        NeighborsResult as NeighborsResult,
+        NeighboursResult as NeighboursResult,
+        neighbors as neighbors,
+        neighbours as neighbours,
+    )
     from barlowtwins.reports.report import ReportResult as ReportResult, report as report
     from barlowtwins.reports.sheets import AugmentResult as AugmentResult, augment as augment
     from barlowtwins.shapes_demo import DemoResult as DemoResult, demo as demo
@@ -114,7 +120,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
 _NAMES = {
     "config": (
         "AugmentConfig CheckConfig ClassifyConfig DemoConfig EmbedConfig ExportConfig FinetuneConfig "
-        "KNNConfig LinearConfig MapConfig NeighboursConfig PretrainConfig ReportConfig SemiConfig "
+        "KNNConfig LinearConfig MapConfig NeighborsConfig NeighboursConfig PretrainConfig ReportConfig SemiConfig "
         "SVMConfig WeightsConvertConfig WeightsGetConfig WeightsListConfig WeightsShowConfig "
         "WeightsVerifyConfig"
     ),
@@ -140,7 +146,7 @@ _NAMES = {
     "optim": "LARS",
     "pretraining": "PretrainResult pretrain",
     "reports.map": "MapResult map",
-    "reports.neighbors": "NeighboursResult neighbours",
+    "reports.neighbors": "NeighborsResult NeighboursResult neighbors neighbours",
     "reports.report": "ReportResult report",
     "reports.sheets": "AugmentResult augment",
     "shapes_demo": "DemoResult demo",

@@ -50,7 +50,7 @@ COMMANDS = {
     "evaluate finetune": Command(config.FinetuneConfig, "barlowtwins.evaluate:evaluate_finetune"),
     "evaluate svm": Command(config.SVMConfig, "barlowtwins.evaluate:evaluate_svm"),
     "classify": Command(config.ClassifyConfig, "barlowtwins.evaluate.classify:classify"),
-    "neighbours": Command(config.NeighboursConfig, "barlowtwins.reports.neighbors:neighbours"),
+    "neighbors": Command(config.NeighborsConfig, "barlowtwins.reports.neighbors:neighbors"),
     "weights list": Command(config.WeightsListConfig, "barlowtwins.zoo.commands:weights_list"),
     "weights show": Command(config.WeightsShowConfig, "barlowtwins.zoo.commands:weights_show"),
     "weights get": Command(config.WeightsGetConfig, "barlowtwins.zoo.commands:weights_get"),
@@ -63,6 +63,8 @@ COMMANDS = {
     "check": Command(config.CheckConfig, "barlowtwins.data.check:check"),
     "demo": Command(config.DemoConfig, "barlowtwins.shapes_demo:demo"),
 }
+
+ALIASES = {"neighbours": "neighbors"}
 
 GROUPS = {
     "evaluate": "Find out how good features are.",
@@ -100,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedEarly as stop:
         return _complain(f"stopped: {stop}", stop.exit_code)
     except BarlowTwinsError as error:
-        return _complain(f"error: {error}", error.exit_code, "--debug" in arguments)
+        said = _with_flags(error) if isinstance(error, UsageError) else str(error)
+        return _complain(f"error: {said}", error.exit_code, "--debug" in arguments)
     except Exception as error:  # noqa: BLE001  whatever it is, the user gets one line, and the traceback for asking
         return _complain(f"error: {_unforeseen(error, arguments)}", 1, "--debug" in arguments)
 
@@ -139,6 +142,7 @@ def _run(arguments: list[str]) -> int:
 def _command(arguments: list[str]) -> str | None:
     """Take the command's one or two words off `arguments`."""
     name = arguments.pop(0)
+    name = ALIASES.get(name, name)
     if name in GROUPS:
         if arguments[:1] in (["-h"], ["--help"]):
             _print(_overview(name))
@@ -188,6 +192,14 @@ def _flags(settings: type) -> set[str]:
     return {field.name.replace("_", "-") for field in dataclasses.fields(settings)}
 
 
+def _with_flags(error: UsageError) -> str:
+    """The message, with the names of settings as the command line spells them: batch_size is --batch-size."""
+    said = str(error)
+    for name in error.settings:
+        said = re.sub(rf"(?<![\w-]){name}\b", "--" + name.replace("_", "-"), said, count=1)
+    return said
+
+
 def _check_flags(arguments: Sequence[str], known: set[str], prog: str) -> None:
     for word in arguments:
         if word == "--":
@@ -221,14 +233,14 @@ def _in_plain_words(said: str) -> str:
     if found := re.fullmatch(r"Error parsing (\S+): (.*?)\[?(['\"])(.*)\3\]?", said):
         flag, why, _, value = found.groups()
         kind = next((words for name, words in KINDS.items() if re.search(rf"\b{name}\b", why, re.I)), None)
-        return f"{flag} is {value!r}; it must be {kind}" if kind else f"{flag} cannot be {value!r}"
+        return f"{flag} must be {kind}, got {value!r}" if kind else f"{flag} cannot be {value!r}"
     if found := re.fullmatch(rf"Missing from {PROG} ([^:]+): (.*)", said):
         return f"{found[1]} needs {found[2].replace(' STR', ' ...')}"
     if found := re.fullmatch(r"Missing value for argument '(\S+)'\. Expected \d+ values?", said):
         return f"{found[1]} needs a value"
     if found := re.fullmatch(r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*?),?\)", said):
         choices = sorted(word.strip("' ") for word in found[3].split(","))
-        return f"{found[2]} is {found[1]!r}; it is one of {', '.join(choices)}"
+        return f"{found[2]} must be one of {', '.join(choices)}, got {found[1]!r}"
     return said
 
 

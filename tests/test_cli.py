@@ -35,7 +35,9 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UsageError(f"--batch-size is {self.batch_size}; it must be 1 or more")
+            error = UsageError(f"batch_size must be >= 1, got {self.batch_size}")
+            error.settings = ("batch_size",)
+            raise error
 
 
 @dataclass(frozen=True)
@@ -189,12 +191,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["probe", "nothing", "more"], "more"),
         (["probe", "nothing", "-z"], "-z"),
         (["probe", "nothing", "--batch-size"], "--batch-size"),
-        (["probe", "nothing", "--batch-size", "many"], "--batch-size is 'many'; it must be a whole number; see"),
-        (["probe", "nothing", "--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
-        (["pretrain", "x", "--out", "y", "--lr", "abc"], "--lr is 'abc'; it must be a number; see"),
-        (["pretrain", "x", "--out", "y", "--lr", "it's"], 'is "it\'s"; it must be a number; see'),
+        (["probe", "nothing", "--batch-size", "many"], "--batch-size must be a whole number, got 'many'; see"),
+        (["probe", "nothing", "--batch-size", "0"], "--batch-size must be >= 1, got 0"),
+        (["pretrain", "x", "--out", "y", "--lr", "abc"], "--lr must be a number, got 'abc'; see"),
+        (["pretrain", "x", "--out", "y", "--lr", "it's"], 'must be a number, got "it\'s"; see'),
         (["pretrain", "x", "--out", "y", "--lr"], "--lr needs a value; see"),
-        (["pretrain", "x", "--out", "y", "--optimizer", "adam"], "is 'adam'; it is one of adamw, lars, sgd; see"),
+        (["pretrain", "x", "--out", "y", "--optimizer", "adam"], "must be one of adamw, lars, sgd, got 'adam'; see"),
         (["pretrain", "x"], "pretrain needs --out FOLDER; see barlowtwins pretrain --help"),
         (["evaluate", "knn", "x", "--k", "a"], "--k cannot be 'a'; see"),
     ],

@@ -1,12 +1,13 @@
-"""One frozen dataclass a command: its fields are the flags, the help text, the checkpoint's record.
+"""One frozen dataclass per command: its fields are the flags, the help text, the checkpoint's record.
 
 `tyro` turns each class into a command line: a field is a flag, the string under it is the help, the default is the
-default. `None` means "let the recipe or the data decide"; what was decided is printed and recorded.
+default. `None` means "let the recipe or the data decide"; what was decided is printed and recorded. Types check
+themselves (`rules`); settings of several commands are in `shared`.
 """
 
 from __future__ import annotations
 
-from barlowtwins.config.embedding import CheckConfig, EmbedConfig, NeighboursConfig
+from barlowtwins.config.embedding import CheckConfig, EmbedConfig, NeighborsConfig, NeighboursConfig
 from barlowtwins.config.evaluation import (
     ClassifyConfig,
     FinetuneConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "KNNConfig",
     "LinearConfig",
     "MapConfig",
+    "NeighborsConfig",
     "NeighboursConfig",
     "PretrainConfig",
     "ReportConfig",

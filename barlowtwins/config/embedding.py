@@ -1,4 +1,4 @@
-"""Settings of `barlowtwins embed`, `neighbours` and `check`."""
+"""Settings of `barlowtwins embed`, `neighbors` and `check`."""
 
 from __future__ import annotations
 
@@ -7,39 +7,31 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from barlowtwins.config.rules import part_of, require
+from barlowtwins.config.rules import Count, FilePath, part_of, require, shared_last
+from barlowtwins.config.shared import Batched, Computing, NamedData, Reading
 
-__all__ = ["CheckConfig", "EmbedConfig", "NeighboursConfig"]
+__all__ = ["CheckConfig", "EmbedConfig", "NeighborsConfig", "NeighboursConfig"]
 
 
+@shared_last
 @dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(NamedData, Computing, Reading, Batched):
     """Embed images: one row of features for each, in the order of the sorted source."""
 
-    data: Positional[str]
+    data: Positional[FilePath]
     """A folder of images, a text file of paths, tar shards, or a data-set name."""
-    weights: str
+    weights: FilePath
     """A registry name, a local weight file, an https URL, or a RUN folder."""
-    out: Annotated[str, arg(metavar="FOLDER")]
+    out: Annotated[FilePath, arg(metavar="FOLDER")]
     """The EMB folder: embeddings.npy, index.csv and meta.json go there."""
     format: Literal["npy", "parquet", "safetensors"] = "npy"
     """File format of the embeddings."""
     split: str = "test"
     """The split of a named data set: train or test."""
-    data_root: str | None = None
-    """Where named data sets lie or are downloaded to."""
-    image_size: int | None = None
-    """Side of the square input; the weights' own unless told."""
+    image_size: Count | None = None
+    """Side of the square input; by default, the weights' own."""
     normalize: bool = False
     """Scale each row to unit length."""
-    batch_size: int = 64
-    """Images a forward pass."""
-    workers: int | None = None
-    """Processes that read images; from the machine's cores unless told. 0: in the main process."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the network."""
     runtime: Literal["auto", "torch", "onnx", "compiled"] = "auto"
     """What runs the network: torch as it is; onnx, ONNX Runtime on a CPU in fp32 (extra onnx); compiled, torch.compile.
     auto takes onnx on a CPU from 512 images on if it is installed, compiled on a GPU from a million on; neither where
@@ -54,43 +46,37 @@ class EmbedConfig:
     """Replace an EMB folder that is complete or that was made with other weights or preprocessing."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}; it must be 1 or more")
-        require(self.workers is None or self.workers >= 0, f"--workers is {self.workers}; it must not be negative")
+        super().__post_init__()
         if self.part is not None:
             part_of(self.part)
-            require(
-                not self.overwrite, "--part and --overwrite: each part would drop the others; remove the folder first"
-            )
-            require(self.launch == "here", "--part and --launch ray each divide the work; use one of them")
-        require(self.image_size is None or self.image_size >= 1, f"--image-size is {self.image_size}; it must be >= 1")
+            together = "each part would drop the others; remove the folder first"
+            require(not self.overwrite, f"part {self.part} and overwrite: {together}", "part", "overwrite")
+            together = "each divides the work; use one of them"
+            require(self.launch == "here", f"part {self.part} and launch {self.launch}: {together}", "part", "launch")
 
 
+@shared_last
 @dataclass(frozen=True)
-class NeighboursConfig:
+class NeighborsConfig(NamedData):
     """Find the nearest rows of an EMB folder to an image or to one of its own rows."""
 
-    embeddings: Positional[str]
+    embeddings: Positional[FilePath]
     """An EMB folder made by `barlowtwins embed`."""
-    query: str
+    query: FilePath
     """An image file, or a row number."""
-    k: int = 10
-    """Neighbours to show."""
-    sheet: str | None = None
-    """A PNG, JPEG or WebP file for a picture of the query and its neighbours."""
-    data_root: str | None = None
-    """Where named data sets lie, for the picture."""
-
-    def __post_init__(self) -> None:
-        require(self.k >= 1, f"--k is {self.k}; it must be 1 or more")
+    k: Count = 10
+    """Neighbors to show."""
+    sheet: FilePath | None = None
+    """A PNG, JPEG or WebP file for a picture of the query and its neighbors."""
 
 
+NeighboursConfig = NeighborsConfig  # the name before
+
+
+@shared_last
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(NamedData, Reading):
     """Read every image once and list those that cannot be used."""
 
-    data: Positional[str]
+    data: Positional[FilePath]
     """A folder of images, a text file of paths, tar shards, or a data-set name."""
-    data_root: str | None = None
-    """Where named data sets lie or are downloaded to."""
-    workers: int | None = None
-    """Processes that read images; from the machine's cores unless told."""

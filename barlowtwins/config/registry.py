@@ -7,7 +7,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from barlowtwins.config.rules import require
+from barlowtwins.config.rules import Checked, Count, FilePath
 
 __all__ = [
     "ExportConfig",
@@ -20,12 +20,12 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class WeightsListConfig:
-    """List the registry: name, architecture, format, size, epochs, accuracy, licence, whether it is here."""
+class WeightsListConfig(Checked):
+    """List the registry: name, architecture, format, size, epochs, accuracy, license, whether it is here."""
 
 
 @dataclass(frozen=True)
-class WeightsShowConfig:
+class WeightsShowConfig(Checked):
     """Show all that is known of a weight: where it is from, its digest, preprocessing, recipe and results."""
 
     name: Positional[str]
@@ -33,28 +33,28 @@ class WeightsShowConfig:
 
 
 @dataclass(frozen=True)
-class WeightsGetConfig:
+class WeightsGetConfig(Checked):
     """Fetch a weight into the cache, verify it, and say where it lies."""
 
-    name: Positional[str]
+    name: Positional[FilePath]
     """A registry name, or an https URL."""
 
 
 @dataclass(frozen=True)
-class WeightsVerifyConfig:
+class WeightsVerifyConfig(Checked):
     """Check a weight file (fetched if it is not here): digest, format, architecture, and that values are finite."""
 
-    weights: Positional[str]
+    weights: Positional[FilePath]
     """A registry name, a local weight file, an https URL, or a RUN folder."""
 
 
 @dataclass(frozen=True)
-class WeightsConvertConfig:
+class WeightsConvertConfig(Checked):
     """Write weights of any known format in another one; only safetensors-half changes numbers."""
 
-    weights: Positional[str]
+    weights: Positional[FilePath]
     """A registry name, a weight file of any known format, an https URL, or a RUN folder."""
-    out: Positional[str]
+    out: Positional[FilePath]
     """The file to write."""
     to: Literal["torchvision", "published", "safetensors", "safetensors-half", "timm", "detectron2", "lightly"]
     """torchvision: .pth of a ResNet; published: the full checkpoint that the published code resumes; safetensors: as in
@@ -65,19 +65,16 @@ class WeightsConvertConfig:
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Checked):
     """Export a backbone: as a program that runs without this package, or as a weight file for another one."""
 
-    weights: str
+    weights: FilePath
     """A registry name, a weight file, an https URL, or a RUN folder."""
-    out: str
+    out: FilePath
     """The file to write."""
     format: Literal["onnx", "torch-export", "torchscript", "safetensors", "torchvision", "timm", "detectron2"] = "onnx"
     """onnx, torch-export (.pt2) and torchscript are programs for any number of images; the others hold the weights."""
-    image_size: int | None = None
-    """Side of the square input that a program takes; the weights' own unless told."""
+    image_size: Count | None = None
+    """Side of the square input that a program takes; by default, the weights' own."""
     overwrite: bool = False
     """Replace a file that exists."""
-
-    def __post_init__(self) -> None:
-        require(self.image_size is None or self.image_size >= 1, f"--image-size is {self.image_size}; it must be >= 1")

@@ -36,6 +36,8 @@ class UsageError(ConfigError):
     """A flag or value that is wrong on any machine, for any data (exit code 2)."""
 
     exit_code = 2
+    settings: tuple[str, ...] = ()
+    """Names of settings in the message; the command line writes them as flags."""
 
 
 class DataError(BarlowTwinsError):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from barlowtwins.config import NeighboursConfig
+from barlowtwins.config import NeighborsConfig
 from barlowtwins.core.errors import DataError, UsageError, WeightsError
 from barlowtwins.core.printing import table
 from barlowtwins.data.images import Unreadable, read_image
@@ -22,13 +22,13 @@ from barlowtwins.metrics.nearest import nearest
 from barlowtwins.reports.thumbnails import images_of
 from barlowtwins.reports.tiles import Tile, draw_sheet, require_picture, write_sheet
 
-__all__ = ["Neighbour", "NeighboursResult", "neighbours"]
+__all__ = ["Neighbor", "NeighborsResult", "Neighbour", "NeighboursResult", "neighbors", "neighbours"]
 
 ACROSS = 6  # pictures a row of a sheet
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """A row near to the query."""
 
     row: int
@@ -39,16 +39,21 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class NeighboursResult:
+class NeighborsResult:
     """The rows nearest to a query, nearest first."""
 
     query: str
     """The image file, or the row's own path."""
-    neighbours: tuple[Neighbour, ...]
+    neighbours: tuple[Neighbor, ...]
     label: str = ""
     """Class name of the query, if it is one of the rows and labelled; else empty."""
     sheet: str | None = None
     """The picture that was written."""
+
+    @property
+    def neighbors(self) -> tuple[Neighbor, ...]:
+        """The rows; `neighbours` is their name in JSON."""
+        return self.neighbours
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON knows them."""
@@ -56,13 +61,13 @@ class NeighboursResult:
 
     def summary(self) -> str:
         """What a person is told."""
-        rows = [[f"{found.cosine:.4f}", str(found.row), found.path, found.label] for found in self.neighbours]
+        rows = [[f"{found.cosine:.4f}", str(found.row), found.path, found.label] for found in self.neighbors]
         whose = f"{self.query} ({self.label})" if self.label else self.query
         picture = f"\nthe same as a picture: {self.sheet}" if self.sheet else ""
         return f"nearest to {whose}:\n{table(rows, ['cosine', 'row', 'path', 'label'])}{picture}"
 
 
-def neighbours(config: NeighboursConfig) -> NeighboursResult:
+def neighbors(config: NeighborsConfig) -> NeighborsResult:
     """Find the rows nearest to an image, which is embedded as they were, or to one of them, which is left out.
 
     Fewer than `k` are found where there are fewer readable images.
@@ -92,15 +97,21 @@ def neighbours(config: NeighboursConfig) -> NeighboursResult:
     found.pop(own, None)
     nearest_rows = list(found)[: config.k]
     entries = {entry.row: entry for entry in opened.index() if entry.row in found}
-    listed = tuple(Neighbour(row, entries[row].path, entries[row].label, found[row]) for row in nearest_rows)
-    result = NeighboursResult(name, listed, label, config.sheet)
+    listed = tuple(Neighbor(row, entries[row].path, entries[row].label, found[row]) for row in nearest_rows)
+    result = NeighborsResult(name, listed, label, config.sheet)
     if config.sheet:
         write_sheet(config.sheet, _sheet(result, opened, own, config))
     return result
 
 
-def _sheet(result: NeighboursResult, opened: Embeddings, own: int, config: NeighboursConfig) -> Image.Image:
-    """The query and its neighbours as pictures, with cosine, label and path under each.
+# The names before.
+Neighbour = Neighbor
+NeighboursResult = NeighborsResult
+neighbours = neighbors
+
+
+def _sheet(result: NeighborsResult, opened: Embeddings, own: int, config: NeighborsConfig) -> Image.Image:
+    """The query and its neighbors as pictures, with cosine, label and path under each.
 
     Raises:
         DataError: the images are not where they were.
@@ -113,7 +124,7 @@ def _sheet(result: NeighboursResult, opened: Embeddings, own: int, config: Neigh
         Tile(_picture(query), _words("query", result.label, result.query), marked=True),
         *(
             Tile(_picture(source.read(found.row)), _words(f"{found.cosine:.3f}", found.label, found.path))
-            for found in result.neighbours
+            for found in result.neighbors
         ),
     ]
     return draw_sheet([tiles[i : i + ACROSS] for i in range(0, len(tiles), ACROSS)])

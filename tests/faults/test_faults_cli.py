@@ -22,7 +22,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals"
     ("arguments", "suggestion"),
     [
         (["pretrian", "x"], "did you mean 'pretrain'?"),
-        (["neighbors", "x"], "did you mean 'neighbours'?"),
+        (["nieghbors", "x"], "did you mean 'neighbors'?"),
         (["knn", "x"], "did you mean 'evaluate knn'?"),
         (["evaluate", "kn", "x"], "did you mean 'evaluate knn'?"),
         (["weights", "lst"], "did you mean 'weights list'?"),
@@ -159,7 +159,7 @@ COMPLETE = {
     "pretrain": ["--out", "out", "--backbone", "resnet10_x0_5", "--projector", "8-8", "--batch-size", "4", "--dry-run"],
     "embed": ["--weights", "none.pth", "--out", "out"],
     "evaluate knn": ["--weights", "pixels", "--k", "1", "--workers", "0"],
-    "neighbours": ["--query", "0"],
+    "neighbors": ["--query", "0"],
     "check": ["--workers", "0"],
 }
 
