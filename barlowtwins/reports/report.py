@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from barlowtwins.config import ReportConfig
-from barlowtwins.core.errors import DataError
 from barlowtwins.core.files import write_text
 from barlowtwins.core.printing import data_size
 from barlowtwins.metrics.representation import judge
@@ -50,14 +48,7 @@ def write_report(run: str | Path) -> ReportResult:
     """`report` by the folder alone, as training calls it."""
     require_matplotlib()
     folder = RunFolder(run)
-    try:
-        config = json.loads(folder.config.read_text("utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder.path} is not a folder that `barlowtwins pretrain` has made ({error}); give a RUN folder"
-        ) from error
+    config = folder.read_config()
     records = folder.read_log()
     found = [load_snapshot(path) for path in list_snapshots(folder.snapshots)]
     snapshots = [snapshot for snapshot in found if snapshot is not None]

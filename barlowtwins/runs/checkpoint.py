@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from barlowtwins.core.errors import CheckpointError, OutputError
 from barlowtwins.core.files import atomic_write
 from barlowtwins.core.progress import say
 from barlowtwins.core.torch_file import UnsoundFile, read_torch_file
+from barlowtwins.runs.migrations import current, numbered
 
 __all__ = [
     "KEEP",
@@ -94,7 +95,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, *, keep: int = KEEP, drop
     with atomic_write(path) as file:
         sealed = _Sealed(file)
         try:
-            torch.save({"format": FORMAT, **state}, sealed)  # type: ignore[arg-type]  # only written to
+            torch.save({"format": FORMAT, **state, "config": numbered(checkpoint.config)}, sealed)  # type: ignore[arg-type]  # only written to
         except RuntimeError as error:  # torch finds that its archive is short, and hides the full disk behind that
             raise (sealed.error or error) from None
         sealed.close()
@@ -149,6 +150,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, damaged, of another format, or holding what is not plain data.
+        ConfigError: written by a later version.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; checkpoints lie in RUN/checkpoints/")
@@ -173,7 +175,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path} is no checkpoint: its {name} is not of type {kind.__name__}; use the one before it"
             )
-    return checkpoint
+    return replace(checkpoint, config=current(checkpoint.config, path))
 
 
 def load_newest(run: Path) -> Checkpoint | None:

@@ -1,6 +1,6 @@
 """A RUN folder: what lies where, and how it is written.
 
-config.json             the resolved settings, versions and data
+config.json             the resolved settings, versions and data, under a schema number (see `migrations`)
 metrics.jsonl           one object a log step
 checkpoints/            step-XXXXXXXX.pt, the newest two (see `checkpoint`)
 backbone.safetensors    the result: torchvision's key names, no fc
@@ -16,12 +16,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from barlowtwins.core.errors import OutputError
+from barlowtwins.config.settings import with_defaults
+from barlowtwins.core.errors import DataError, OutputError
 from barlowtwins.core.files import sweep_partial, write_json, write_text
 from barlowtwins.core.safetensors_file import write_safetensors
 from barlowtwins.core.versions import versions
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.runs.migrations import current, numbered
 from barlowtwins.version import __version__
 
 __all__ = ["RunFolder", "backbone_metadata"]
@@ -43,7 +45,24 @@ class RunFolder:
 
     def write_config(self, record: dict[str, Any]) -> None:
         """Write the decided settings and what else is worth knowing, with the versions that made the run."""
-        write_json(self.config, {**record, "versions": versions()})
+        write_json(self.config, numbered({**record, "versions": versions()}))
+
+    def read_config(self) -> dict[str, Any]:
+        """What `write_config` wrote, in this version or an earlier one, with the defaults of newer settings.
+
+        Raises:
+            DataError: the folder has no config.json, or something else under that name.
+            ConfigError: a later version wrote it.
+        """
+        try:
+            record = json.loads(self.config.read_text("utf-8"))
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.path} is not a folder that `barlowtwins pretrain` has made ({error}); give a RUN folder"
+            ) from error
+        return with_defaults(current(record, self.config))
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written; for the process that holds the folder's lock."""

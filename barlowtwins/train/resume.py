@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from barlowtwins.config import PretrainConfig
+from barlowtwins.config.settings import FIELDS, with_defaults
 from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import BarlowTwinsError, CheckpointError, ConfigError, OutputError, WeightsError
 from barlowtwins.core.printing import plural
@@ -22,7 +23,6 @@ from barlowtwins.runs.checkpoint import (
     load_checkpoint,
     load_newest,
 )
-from barlowtwins.train.recipes import FIELDS
 from barlowtwins.zoo.published import read_published
 
 __all__ = ["agree_on_checkpoint", "find_checkpoint", "initialize", "restore"]
@@ -216,7 +216,7 @@ def _allowed(config: PretrainConfig, record: dict[str, Any]) -> set[str]:
 
 def _differences(checkpoint: Checkpoint, record: dict[str, Any], data: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What was and what is, of every setting that is not the same."""
-    before = checkpoint.config
+    before = with_defaults(checkpoint.config)
     names = [name for name in record if name not in ASKED]
     changed = {name: (before.get(name), record[name]) for name in names if before.get(name) != record[name]}
     if checkpoint.data != data:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from barlowtwins.config import PretrainConfig
-from barlowtwins.core.errors import ConfigError
+from barlowtwins.config.rules import convert, setting_types
+from barlowtwins.config.settings import FIELDS, Settings, default_values
+from barlowtwins.core.errors import ConfigError, UsageError
 from barlowtwins.train.recipes.defaults import SMALL, follow
 
 if sys.version_info >= (3, 11):
@@ -28,33 +30,6 @@ __all__ = ["FIELDS", "Settings", "load_recipe", "recipe_for", "recipe_names", "r
 FOLDER = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings that make the result, each with a value; `PretrainConfig` says what they mean."""
-
-    recipe: str
-    backbone: str
-    stem: str
-    channels: int
-    projector: str
-    image_size: int
-    augmentation: str
-    epochs: int
-    batch_size: int
-    lambd: float
-    scale_loss: float
-    optimizer: str
-    lr: float
-    lr_bias: float
-    weight_decay: float
-    warmup_epochs: float
-    chosen: tuple[str, ...] = field(default=(), compare=False)
-    """What was decided by neither flag nor recipe, or follows a flag, and why: a line a choice, in words."""
-
-
-FIELDS = {  # name -> "int", ...
-    setting.name: str(setting.type) for setting in fields(Settings) if setting.name not in ("recipe", "chosen")
-}
 DATA_SETS = {  # data sets with a recipe of their own
     "cifar10": "cifar10",
     "cifar100": "cifar10",
@@ -74,7 +49,8 @@ def load_recipe(name: str) -> dict[str, Any]:
     """The settings of a recipe, by name or by the path of a TOML file.
 
     Raises:
-        ConfigError: no such recipe (with the nearest name), a file that is no TOML, or a field that no recipe has.
+        ConfigError: no such recipe (with the nearest name), a file that is not TOML, a field that no recipe has, or a
+            wrong value.
     """
     path = FOLDER / f"{name}.toml"
     if name not in recipe_names():
@@ -90,9 +66,10 @@ def load_recipe(name: str) -> dict[str, Any]:
     for setting, value in settings.items():
         if setting not in FIELDS:
             raise ConfigError(f"recipe {path}: {setting} is not a setting; {_hint(setting, FIELDS)}")
-        kinds = {"int": (int,), "float": (int, float), "str": (str,)}[FIELDS[setting]]
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ConfigError(f"recipe {path}: {setting} is {value!r}; it must be of type {FIELDS[setting]}")
+        try:
+            settings[setting] = convert(setting, value, setting_types(PretrainConfig)[setting])
+        except UsageError as error:
+            raise ConfigError(f"recipe {path}: {error}") from error
     return settings
 
 
@@ -121,8 +98,7 @@ def resolve(
         images: how many there are; None: as many as any batch needs.
 
     Raises:
-        ConfigError: an unknown recipe, a setting that nothing decides, or a value that is wrong (as `PretrainConfig`
-            would say of a flag).
+        ConfigError: an unknown recipe, a setting that nothing decides, or a wrong value.
     """
     if config.image_size is not None:
         size = (config.image_size, config.image_size)
@@ -133,18 +109,12 @@ def resolve(
     if str(values.get("backbone")).startswith("timm:") and config.stem is None:
         values["stem"] = "imagenet"  # a recipe's stem is for ResNets; those models have their own
     chosen = follow(values, recipe, flags, size, images)
-    if missing := [setting for setting in FIELDS if setting not in values]:
-        raise ConfigError(f"recipe {name} leaves open {', '.join(missing)}; add it there or give the flag")
-    try:
-        PretrainConfig(config.data, config.out, **values)  # the checks of the flags, for the recipe's values too
-    except ConfigError as error:
-        raise ConfigError(f"recipe {name}: {error}") from error
-    for setting, kind in get_type_hints(PretrainConfig).items():
-        choices = [choice for part in get_args(kind) if get_origin(part) is Literal for choice in get_args(part)]
-        if setting in values and choices and values[setting] not in choices:
-            raise ConfigError(f"recipe {name}: {setting} is {values[setting]!r}; it is one of {', '.join(choices)}")
-    values |= {setting: float(values[setting]) for setting, kind in FIELDS.items() if kind == "float"}
-    return Settings(recipe=name, **values, chosen=tuple(chosen))
+    known = default_values(Settings)  # which recipes without them have
+    if missing := [setting for setting in FIELDS if setting not in values and setting not in known]:
+        flags_too = ", ".join(f"--{setting.replace('_', '-')}" for setting in missing)
+        raise ConfigError(f"recipe {name} does not set {', '.join(missing)}; add it or pass {flags_too}")
+    checked = PretrainConfig(config.data, config.out, **values)  # of what follows, too
+    return Settings(recipe=name, **{setting: getattr(checked, setting) for setting in values}, chosen=tuple(chosen))
 
 
 def record(config: PretrainConfig, settings: Settings) -> dict[str, Any]:
