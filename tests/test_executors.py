@@ -91,7 +91,7 @@ def test_batches_from_files_are_pillows_and_bad_images_are_told(photos: Source) 
     assert near(made, expected)
     assert made.unreadable == expected.unreadable
     assert len(made.unreadable) == 1
-    crops = CropReader(photos, TRANSFORM)[rows].crops
+    crops = CropReader(photos, TRANSFORM)[rows].levels
     assert (crops.dtype, crops.shape) == (torch.uint8, (2, 12, 16, 16, 3))
 
 

@@ -13,7 +13,7 @@ from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import INTERPOLATIONS, ImageLike, Preprocessing, as_image, to_tensor
 from barlowtwins.evaluate.labelled import Labelled
 from barlowtwins.views.augmentation import Augmentation, draw_view, rng_for
-from barlowtwins.views.twins import Rows, read_or_replace
+from barlowtwins.views.twins import Reading, Rows
 
 __all__ = ["CropFlip", "LabelledBatch", "LabelledReader"]
 
@@ -83,13 +83,8 @@ class LabelledReader:
         how, n = self.transform.preprocessing, len(rows.indices)
         images = torch.zeros(n, how.channels, how.image_size, how.image_size)  # (n, C, S, S)
         classes = torch.zeros(n, dtype=torch.int64)
-        unreadable: dict[int, Unreadable] = {}
-        exhausted = False
-        for place, index in enumerate(rows.indices):
-            read = read_or_replace(self.source, index, (self.transform.seed, rows.epoch), unreadable)
-            if read is None:
-                exhausted = True
-            else:
-                images[place] = self.transform(read[1], epoch=rows.epoch, index=index)
-                classes[place] = int(self.labels[read[0]])
-        return LabelledBatch(rows, images, classes, unreadable, exhausted)
+        reading = Reading(self.source, rows, self.transform.seed)
+        for place, index, read, image in reading:
+            images[place] = self.transform(image, epoch=rows.epoch, index=index)
+            classes[place] = int(self.labels[read])
+        return LabelledBatch(rows, images, classes, reading.unreadable, reading.exhausted)

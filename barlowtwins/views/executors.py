@@ -25,20 +25,20 @@ from PIL import Image
 from torch import Tensor
 
 from barlowtwins.core.errors import ConfigError
-from barlowtwins.data.batches import Readable, read_ahead
+from barlowtwins.data.batches import Readable, Reader, read_ahead
 from barlowtwins.data.fast_jpeg import read_pixels, require_simplejpeg
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import as_image
 from barlowtwins.data.sources import Source
-from barlowtwins.views.augmentation import ViewParameters, draw_views, rng_for
+from barlowtwins.views.augmentation import Augmentation, ViewParameters, draw_views, rng_for
 from barlowtwins.views.batched import finish_views, make_views, normalize, to_device
 from barlowtwins.views.draw import DrawnViews, draw_batch, pack_views
 from barlowtwins.views.opencv import require_opencv
 from barlowtwins.views.pillow import crop_view
 from barlowtwins.views.transform import TwinTransform, to_levels
-from barlowtwins.views.twins import Rows, TwinBatch, TwinReader, read_or_replace
+from barlowtwins.views.twins import Reading, Rows, TwinBatch, TwinReader
 
-__all__ = ["ArrayTwins", "CropBatch", "CropReader", "Executor"]
+__all__ = ["ArrayTwins", "CropReader", "Executor", "LevelBatch"]
 
 SMALL = 96  # pixels: up to here one core makes batched views in less time than Pillow's; beyond, products grow faster
 LUMA = np.array([19595, 38470, 7471], np.uint32)  # as Pillow turns RGB to grey, in units of 2**-16
@@ -77,9 +77,14 @@ class Executor:
             require_simplejpeg()
         self.backend: Literal["pillow", "fast", "batched"] = backend  # type: ignore[assignment]  # checked by config
         self.source, self.transform, self.device = source, transform, device
-        self.in_memory = (
-            ArrayTwins(images, transform, device) if self.backend == "batched" and images is not None else None
-        )
+        self.in_memory = self.backend == "batched" and images is not None
+        self._reader: Reader[Rows, TwinBatch | LevelBatch]
+        if self.backend == "batched" and images is not None:
+            self._reader = ArrayTwins(images, transform, device)
+        elif self.backend == "batched":
+            self._reader = CropReader(source, transform)
+        else:
+            self._reader = (TwinReader if self.backend == "pillow" else FastReader)(source, transform)
 
     def workers(self, asked: int) -> int:
         """Processes that read: as many as asked for, or none if there is nothing to read."""
@@ -90,13 +95,7 @@ class Executor:
 
     def __getitem__(self, rows: Rows) -> TwinBatch:
         """One batch, all made in this process."""
-        if self.in_memory:
-            return self.in_memory[rows]
-        if self.backend == "pillow":
-            return TwinReader(self.source, self.transform)[rows]
-        if self.backend == "fast":
-            return self._normalize(FastReader(self.source, self.transform)[rows])
-        return self._finish(CropReader(self.source, self.transform)[rows])
+        return self._finish(self._reader[rows])
 
     @contextlib.contextmanager
     def batches(self, plan: Iterable[Rows], *, workers: int) -> Iterator[Iterator[TwinBatch]]:
@@ -106,31 +105,18 @@ class Executor:
             DataError: a worker died or hangs.
         """
         pin = self.device.type == "cuda"
-        if self.in_memory:
-            yield map(self.in_memory.__getitem__, plan)
-        elif self.backend == "pillow":
-            reader = TwinReader(self.source, self.transform)
-            with read_ahead(reader, plan, workers=workers, pin_memory=pin) as batches:
-                yield batches
-        elif self.backend == "fast":
-            fast = FastReader(self.source, self.transform)
-            with read_ahead(fast, plan, workers=workers, pin_memory=pin) as made:
-                yield map(self._normalize, made)
+        with read_ahead(self._reader, plan, workers=self.workers(workers), pin_memory=pin) as made:
+            yield map(self._finish, made)
+
+    def _finish(self, batch: TwinBatch | LevelBatch) -> TwinBatch:
+        """What is left to do on the device."""
+        if isinstance(batch, TwinBatch):
+            return batch
+        levels, recipe = batch.levels.to(self.device, non_blocking=True), self.transform.recipe
+        if batch.drawn is None:
+            y1, y2 = (normalize(to_levels(views), recipe) for views in levels)
         else:
-            crops = CropReader(self.source, self.transform)
-            with read_ahead(crops, plan, workers=workers, pin_memory=pin) as cropped:
-                yield map(self._finish, cropped)
-
-    def _normalize(self, batch: LevelBatch) -> TwinBatch:
-        y1, y2 = (
-            normalize(to_levels(views.to(self.device, non_blocking=True)), self.transform.recipe)
-            for views in batch.levels
-        )
-        return TwinBatch(batch.rows, y1, y2, batch.unreadable, batch.exhausted)
-
-    def _finish(self, batch: CropBatch) -> TwinBatch:
-        crops = batch.crops.to(self.device, non_blocking=True)
-        y1, y2 = finish_views(crops, batch.drawn, self.transform.recipe)
+            y1, y2 = finish_views(levels, batch.drawn, recipe)
         return TwinBatch(batch.rows, y1, y2, batch.unreadable, batch.exhausted)
 
 
@@ -177,11 +163,13 @@ def with_channels(images: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[n
 
 
 class LevelBatch(NamedTuple):
-    """What a worker makes by OpenCV."""
+    """What a worker leaves to be finished on the device."""
 
     rows: Rows
     levels: Tensor
     """(2, n, S, S, C) uint8: first views, then second ones."""
+    drawn: DrawnViews | None
+    """What is still to be done to the colors of each; None: nothing."""
     unreadable: dict[int, Unreadable]
     exhausted: bool
     """As of `TwinBatch`."""
@@ -194,17 +182,12 @@ class FastReader:
         self.source, self.transform = Pixels(source, transform.recipe.channels), transform
 
     def __getitem__(self, rows: Rows) -> LevelBatch:
-        recipe, seed = self.transform.recipe, self.transform.seed or 0
-        levels = np.zeros((2, len(rows.indices), recipe.size, recipe.size, recipe.channels), np.uint8)
-        unreadable: dict[int, Unreadable] = {}
-        exhausted = False
-        for place, index in enumerate(rows.indices):
-            read = read_or_replace(self.source, index, (seed, rows.epoch), unreadable)
-            if read is None:
-                exhausted = True
-            else:
-                levels[:, place] = self.transform.fast_views(read[1], seed, rows.epoch, index)
-        return LevelBatch(rows, torch.from_numpy(levels), unreadable, exhausted)
+        seed = self.transform.seed or 0
+        levels = _blank_levels(rows, self.transform.recipe)
+        reading = Reading(self.source, rows, seed)
+        for place, index, _, image in reading:
+            levels[:, place] = self.transform.fast_views(image, seed, rows.epoch, index)
+        return LevelBatch(rows, torch.from_numpy(levels), None, reading.unreadable, reading.exhausted)
 
 
 class Pixels:
@@ -224,42 +207,27 @@ class Pixels:
         return self.source.read(index) if path is None else read_pixels(path)
 
 
-class CropBatch(NamedTuple):
-    """What a worker makes for the batched executor."""
-
-    rows: Rows
-    crops: Tensor
-    """(2, n, S, S, C) uint8, cropped, resized and flipped: first views, then second ones."""
-    drawn: DrawnViews
-    """What happens to each."""
-    unreadable: dict[int, Unreadable]
-    exhausted: bool
-    """As of `TwinBatch`."""
-
-
 class CropReader:
     """Reads images and does the geometry of their views, in whichever process it is called."""
 
     def __init__(self, source: Readable, transform: TwinTransform) -> None:
         self.source, self.transform = source, transform
 
-    def __getitem__(self, rows: Rows) -> CropBatch:
+    def __getitem__(self, rows: Rows) -> LevelBatch:
         recipe, seed = self.transform.recipe, self.transform.seed or 0
-        crops = np.zeros((2, len(rows.indices), recipe.size, recipe.size, recipe.channels), np.uint8)
-        unreadable: dict[int, Unreadable] = {}
-        pairs, exhausted = [], False
-        for place, index in enumerate(rows.indices):
-            read = read_or_replace(self.source, index, (seed, rows.epoch), unreadable)
-            if read is None:
-                exhausted = True
-                pairs.append((BLANK, BLANK))
-                continue
-            image = as_image(read[1], recipe.channels)
-            pair = draw_views(recipe, image.width, image.height, rng_for(seed, rows.epoch, index))
-            for view, parameters in enumerate(pair):
+        crops = _blank_levels(rows, recipe)
+        pairs = [(BLANK, BLANK)] * len(rows.indices)
+        reading = Reading(self.source, rows, seed)
+        for place, index, _, read in reading:
+            image = as_image(read, recipe.channels)
+            pairs[place] = draw_views(recipe, image.width, image.height, rng_for(seed, rows.epoch, index))
+            for view, parameters in enumerate(pairs[place]):
                 crops[view, place] = np.asarray(crop_view(image, parameters, recipe)).reshape(crops.shape[2:])
-            pairs.append(pair)
-        return CropBatch(rows, torch.from_numpy(crops), pack_views(pairs), unreadable, exhausted)
+        return LevelBatch(rows, torch.from_numpy(crops), pack_views(pairs), reading.unreadable, reading.exhausted)
 
 
 BLANK = ViewParameters(0, 0, 1, 1)  # of an image that nothing stands in for: the run ends there
+
+
+def _blank_levels(rows: Rows, recipe: Augmentation) -> npt.NDArray[np.uint8]:
+    return np.zeros((2, len(rows.indices), recipe.size, recipe.size, recipe.channels), np.uint8)

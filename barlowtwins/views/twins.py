@@ -22,7 +22,7 @@ from barlowtwins.views.transform import TwinTransform
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Rows", "TwinBatch", "TwinReader", "epoch_order", "plan_batches", "read_or_replace"]
+__all__ = ["Reading", "Rows", "TwinBatch", "TwinReader", "epoch_order", "plan_batches"]
 
 TRIES = 100  # replacements for an unreadable image; if one in a hundred is bad, the chance that all are is 1e-200
 
@@ -86,17 +86,39 @@ class TwinReader:
         self.source, self.transform = source, transform
 
     def __getitem__(self, rows: Rows) -> TwinBatch:
-        unreadable: dict[int, Unreadable] = {}
-        side = self.transform.recipe.size
-        y1, y2 = torch.zeros(2, len(rows.indices), self.transform.recipe.channels, side, side)  # (n, C, S, S) each
-        exhausted = False
-        for place, index in enumerate(rows.indices):
-            read = read_or_replace(self.source, index, (self.transform.seed or 0, rows.epoch), unreadable)
-            if read is None:
-                exhausted = True
-            else:  # the views are those of the place in the order, whichever image stands there
-                y1[place], y2[place] = self.transform(read[1], epoch=rows.epoch, index=index)
-        return TwinBatch(rows, y1, y2, unreadable, exhausted)
+        recipe = self.transform.recipe
+        y1, y2 = torch.zeros(2, len(rows.indices), recipe.channels, recipe.size, recipe.size)  # (n, C, S, S) each
+        reading = Reading(self.source, rows, self.transform.seed or 0)
+        for place, index, _, image in reading:
+            y1[place], y2[place] = self.transform(image, epoch=rows.epoch, index=index)
+        return TwinBatch(rows, y1, y2, reading.unreadable, reading.exhausted)
+
+
+class Reading:
+    """The loop over the images of a batch; what could not be read is known after it.
+
+        reading = Reading(source, rows, seed)
+        for place, index, read, image in reading:
+            ...
+
+    `place` is that in the batch, `index` that in the epoch's order, of which the views are a function; `read` is the
+    image of the source that stands there, another than `index` if that one cannot be read.
+    """
+
+    def __init__(self, source: Readable, rows: Rows, seed: int) -> None:
+        self._source, self._rows, self._draw = source, rows, (seed, rows.epoch)
+        self.unreadable: dict[int, Unreadable] = {}
+        """By index: images that could not be read; others stand in for them."""
+        self.exhausted = False
+        """No replacement could be read either: the loop left a place out."""
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, Image.Image | ImageLike]]:
+        for place, index in enumerate(self._rows.indices):
+            found = read_or_replace(self._source, index, self._draw, self.unreadable)
+            if found is None:
+                self.exhausted = True
+            else:
+                yield place, index, *found
 
 
 def read_or_replace(
