@@ -83,6 +83,13 @@ def test_what_no_job_made_is_neither_used_nor_removed(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 3
 
 
+def test_a_classifier_that_was_saved_there_may_stay(tmp_path: Path) -> None:
+    """As by --save-head runs/pets/head.safetensors, before --out runs/pets."""
+    (tmp_path / "head.safetensors").write_text("of a person")
+    begin(tmp_path, FIRST)
+    assert files(tmp_path) == ["head.safetensors", "job.json"]
+
+
 def test_an_evaluation_does_not_touch_a_pretraining_run(tmp_path: Path) -> None:
     """Fine-tuning into it would write over its backbone, and --overwrite would remove its checkpoints."""
     (tmp_path / "run").mkdir()

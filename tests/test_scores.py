@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from torch import nn
 
 from barlowtwins.core.errors import DataError
 from barlowtwins.core.printing import plain
+from barlowtwins.metrics import scores as scores_module
 from barlowtwins.metrics.scores import Scores, Tally, wilson_interval
 
 NAMES = tuple("abcdefgh")
@@ -83,6 +87,37 @@ def test_what_a_person_and_a_program_are_told() -> None:
     record = json.loads(json.dumps(plain(scores), allow_nan=False))
     assert record["confusion"][0][1] == 2
     assert record["top1_interval"] == list(wilson_interval(4, 8))
+
+
+def test_of_many_classes_only_the_pairs_that_occur_are_kept() -> None:
+    """6,000 classes and 3,000 images: as a matrix 300 MB of zeros in results.json, and as much again in memory."""
+    classes, images = 6000, 3000
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, classes, (images,), generator=rng)
+    predicted = torch.where(torch.rand(images, generator=rng) < 0.5, labels, labels.roll(1))
+    tally = Tally(classes)
+    tracemalloc.start()
+    for start in range(0, images, 500):
+        logits = nn.functional.one_hot(predicted[start : start + 500], classes).float()
+        tally.add(logits, labels[start : start + 500])
+    scores = tally.scores([f"class {k}" for k in range(classes)])
+    record = json.dumps(plain(scores), indent=2)
+    _, most = tracemalloc.get_traced_memory()  # numpy's and Python's, of which a matrix would be 288 MB
+    tracemalloc.stop()
+    assert len(record) < 1e6 and most < 50e6
+    found = json.loads(record)
+    assert "confusion" not in found and len(found["confusion_pairs"]) <= images
+    expected = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
+    assert {(row, column): count for row, column, count in found["confusion_pairs"]} == expected
+    assert (scores.confusion == confusion_matrix(labels, predicted, labels=np.arange(classes))).all()
+    assert scores.top1 == pytest.approx(100 * (predicted == labels).double().mean().item())
+
+
+def test_a_batch_of_more_logits_than_are_ranked_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = predictions()
+    whole = plain(tallied(logits, labels, batch=300))
+    monkeypatch.setattr(scores_module, "BLOCK", 5)  # less than one row
+    assert plain(tallied(logits, labels, batch=300)) == whole
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

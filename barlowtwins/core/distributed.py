@@ -51,11 +51,11 @@ class World:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return bool(shared)
 
-    def union(self, items: set[int]) -> set[int]:
+    def union(self, items: set[T]) -> set[T]:
         """Return the union of the sets of all processes."""
         if self.size == 1:
             return items
-        parts: list[set[int]] = [set()] * self.size
+        parts: list[set[T]] = [set()] * self.size
         dist.all_gather_object(parts, items)
         return set().union(*parts)
 

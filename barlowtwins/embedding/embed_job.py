@@ -189,6 +189,8 @@ class EmbedJob:
                 f"{self.out} holds unfinished embeddings made with other {self._differs(begun)}; "
                 "finish them with the command that began them, choose another folder, or drop them with --overwrite"
             )
+        if begun is None:
+            self.place.clear()  # shards that nobody can tell the origin of
         self.place.begin()
 
     def only_needs_tidying(self) -> bool:

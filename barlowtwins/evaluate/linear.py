@@ -23,6 +23,7 @@ from barlowtwins.core.device import default_workers
 from barlowtwins.core.distributed import World, open_world
 from barlowtwins.core.errors import ConfigError, DataError, WeightsError
 from barlowtwins.core.progress import Progress, say
+from barlowtwins.data.batches import ranges
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embedder import Embedder, Rows
 from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
@@ -45,7 +46,8 @@ __all__ = ["LinearFit", "evaluate_linear", "fit_head", "fit_linear"]
 ASIDE = (0.2, 0.5)  # parts of each class by which penalties are judged: the second where the first is no whole image
 UNTRIED_L2 = 0.01  # where every class has one image, and nothing can be set aside
 MEMORY = 16 << 30  # bytes that the fast form may take where nobody knows how many are free
-BATCH = 64  # images a forward pass of the fast form
+BATCH = 64  # images per forward pass of the fast form
+JUDGED_AT_ONCE = 1024  # rows of logits: of 6,000 classes 25 MB
 PUBLISHED_FLAGS = ("epochs", "lr_head", "weight_decay")
 
 
@@ -275,7 +277,9 @@ def _judge(
     )
     head = _head(found.fit, probe.classes, Belonging.of(probe.weights, probe.source), probe.weights.preprocessing)
     tally = Tally(len(probe.classes))
-    tally.add(head.logits(probe.judged), torch.from_numpy(probe.truth))
+    for rows in ranges(0, len(probe.judged), JUDGED_AT_ONCE):
+        part = slice(rows.start, rows.stop)
+        tally.add(head.logits(probe.judged[part]), torch.from_numpy(probe.truth[part]))
     head_file = config.save_head or (str(folder / "head.safetensors") if folder else None)
     result = EvaluationResult(
         evaluation="linear",

@@ -9,6 +9,7 @@ stopped run resumes from its newest checkpoint as if it had not been stopped: bi
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,11 @@ def score(network: ResNet, val: Labelled, options: LoopOptions, *, batch_size: i
             logits, _ = embedder.embed(batch)
             tally.add(torch.from_numpy(logits), labels[batch.start : batch.start + len(logits)])
             bar.update(len(logits))
-    tally.confusion, tally.others = world.sum(tally.confusion), world.sum(tally.others)
+    counted = world.union({(world.rank, cell, count) for cell, count in tally.cells.items()})
+    tally.cells = Counter()
+    for _, cell, count in counted:
+        tally.cells[cell] += count
+    tally.others = world.sum(tally.others)
     return tally.scores(val.classes)
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from barlowtwins.core.printing import plural
 __all__ = ["Scores", "Tally", "wilson_interval"]
 
 CONFUSIONS = 3  # that a summary names
+DENSE = 1000  # classes up to which the record has the whole matrix; of 6,000 that would be 300 MB of zeros
+BLOCK = 1 << 22  # logits that are ranked at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +41,27 @@ class Scores:
     """Percent whose class is among the first five; None with five classes or fewer, where it says nothing."""
     per_class: dict[str, float | None]
     """Percent right of each class's images; None for a class without any."""
-    confusion: npt.NDArray[np.int64]
-    """(K, K): row k counts what the images of class k are taken for."""
+    cells: npt.NDArray[np.int64]
+    """(M, 3): class, taken for, how often. The pairs of classes that occur, in this order; at most one per image."""
+
+    @property
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """(K, K): row k counts what the images of class k are taken for. Made on request: K squared numbers."""
+        matrix = np.zeros((len(self.per_class),) * 2, np.int64)
+        matrix[self.cells[:, 0], self.cells[:, 1]] = self.cells[:, 2]
+        return matrix
 
     @property
     def confusions(self) -> list[tuple[str, str, int]]:
         """The most frequent mistakes: class, taken for, how often."""
-        wrong = self.confusion * (1 - np.eye(len(self.confusion), dtype=np.int64))
-        rows, columns = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS], wrong.shape)
+        wrong = self.cells[self.cells[:, 0] != self.cells[:, 1]]
         names = list(self.per_class)
-        found = zip(rows.tolist(), columns.tolist(), strict=True)
-        return [(names[row], names[column], int(wrong[row, column])) for row, column in found if wrong[row, column]]
+        most = wrong[np.argsort(-wrong[:, 2], kind="stable")[:CONFUSIONS]]
+        return [(names[row], names[column], count) for row, column, count in most.tolist()]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
+        """The fields as JSON knows them: the confusion as a matrix, or beyond 1,000 classes as the pairs that occur."""
+        dense = len(self.per_class) <= DENSE
         return {
             "top1": self.top1,
             "top1_interval": list(self.interval),
@@ -59,7 +69,7 @@ class Scores:
             "images": self.images,
             "unreadable": self.unreadable,
             "per_class": self.per_class,
-            "confusion": self.confusion.tolist(),
+            **({"confusion": self.confusion.tolist()} if dense else {"confusion_pairs": self.cells.tolist()}),
         }
 
     def summary(self) -> str:
@@ -80,15 +90,22 @@ class Scores:
 
 
 class Tally:
-    """Counts predictions batch by batch; its two tensors are sums, so tallies of several processes add up.
+    """Counts predictions batch by batch, in memory proportional to the pairs of classes that occur.
+
+    Both attributes are sums, so the tallies of several processes add up.
 
     Args:
         classes: K.
+
+    Attributes:
+        cells: how often class k was taken for class j, by the number k * K + j.
+        others: (2,) int64: images whose class is among the first five, and unreadable ones.
     """
 
     def __init__(self, classes: int) -> None:
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        self.others = torch.zeros(2, dtype=torch.int64)  # right within the first five; unreadable
+        self.classes = classes
+        self.cells = Counter[int]()
+        self.others = torch.zeros(2, dtype=torch.int64)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch.
@@ -98,12 +115,17 @@ class Tally:
                 could not be read.
             labels: (n,) int64, 0 to K - 1.
         """
-        logits, labels = logits.detach().cpu(), labels.cpu()
+        rows = max(1, BLOCK // self.classes)
+        for some, theirs in zip(logits.detach().split(rows), labels.split(rows), strict=True):
+            self._add(some.cpu(), theirs.cpu())
+
+    def _add(self, logits: Tensor, labels: Tensor) -> None:
         readable = logits.isfinite().all(1)
         self.others[1] += int((~readable).sum())
         logits, labels = logits[readable], labels[readable]
         ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # (n, <= 5)
-        self.confusion.index_put_((labels, ranked[:, 0]), torch.ones_like(labels), accumulate=True)
+        cells, counts = torch.unique(labels * self.classes + ranked[:, 0], return_counts=True)
+        self.cells.update(dict(zip(cells.tolist(), counts.tolist(), strict=True)))
         self.others[0] += int((ranked == labels[:, None]).any(1).sum())
 
     def scores(self, classes: Sequence[str]) -> Scores:
@@ -115,10 +137,15 @@ class Tally:
         Raises:
             DataError: no readable image was counted.
         """
-        images = int(self.confusion.sum())
+        counted = np.array(sorted(self.cells.items()), np.int64).reshape(-1, 2)  # (M, 2): cell, how often
+        cells = np.column_stack([*divmod(counted[:, 0], self.classes), counted[:, 1]])  # (M, 3)
+        images = int(cells[:, 2].sum())
         if not images:
             raise DataError("there is no readable image to classify; `barlowtwins check` says why")
-        right, each = self.confusion.diagonal(), self.confusion.sum(1)
+        on_diagonal = cells[cells[:, 0] == cells[:, 1]]
+        right, each = np.zeros((2, self.classes), np.int64)
+        right[on_diagonal[:, 0]] = on_diagonal[:, 2]
+        np.add.at(each, cells[:, 0], cells[:, 2])
         per_class = {
             name: 100 * hits / count if count else None
             for name, hits, count in zip(classes, right.tolist(), each.tolist(), strict=True)
@@ -131,7 +158,7 @@ class Tally:
             interval=wilson_interval(int(right.sum()), images),
             top5=100 * within_five / images if len(classes) > 5 else None,
             per_class=per_class,
-            confusion=self.confusion.numpy().copy(),
+            cells=cells,
         )
 
 

@@ -34,10 +34,10 @@ from barlowtwins.core.versions import versions
 
 __all__ = ["JOB", "RESULTS", "JobFolder", "check_head_file", "open_job", "read_record", "write_results"]
 
-JOB, RESULTS = "job.json", "results.json"
+JOB, RESULTS, HEAD = "job.json", "results.json", "head.safetensors"
 EVALUATION = (
     *("features", "checkpoints", "metrics.jsonl", "nonfinite.json"),
-    *(RESULTS, "head.safetensors", "backbone.safetensors"),
+    *(RESULTS, HEAD, "backbone.safetensors"),
 )
 """What an evaluation leaves beside its record."""
 
@@ -94,9 +94,11 @@ class JobFolder:
 
     def begin(self) -> None:
         """Record the job, unless this very job is begun already; what another one left is removed."""
-        if not self.is_begun():
+        if self.is_begun():
+            return
+        if self.begun_by() is not None:
             self.clear()
-            write_json(self.path / self.begun, self.record)
+        write_json(self.path / self.begun, self.record)
 
     def clear(self) -> None:
         """Remove what the job left and, last of all, its record: whatever stays has its owner."""
@@ -177,7 +179,7 @@ def check_head_file(path: str | None, *, overwrite: bool) -> None:
 
 
 def _require_ours(folder: JobFolder, *, overwrite: bool) -> None:
-    begun, left = folder.begun_by(), folder.left()
+    begun, left = folder.begun_by(), [path for path in folder.left() if path.name != HEAD]  # --save-head may name it
     if begun is None and left:
         names = ", ".join(path.name for path in left)
         raise OutputError(
