@@ -64,7 +64,7 @@ def download(
         progress: show a bar if standard error is a terminal, else a line a minute.
         timeout: seconds to wait for a connection, and for each next piece.
         attempts: tries in a row that bring nothing new before it gives up.
-        backoff: seconds before the second try; doubled before each further one.
+        backoff: half of the seconds before the third try; doubled before each further one. The second comes at once.
 
     Returns:
         `target`.

@@ -2,30 +2,36 @@
 
     ask, hop by hop -> judge the answer -> append to a temporary, hashing -> ask for the rest -> rename
 
+A request without an answer, or with that of a busy server, is repeated by urllib3 (`Retry`, in the session's adapter).
+A body that broke is beyond it, since it ends with the first bytes of an answer: `Transfer` asks for the rest by Range.
 `Transfer` knows nothing of caches: what was there before, and what is to be kept, is the matter of `download`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import hashlib
 import ipaddress
 import logging
 import re
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader, MaxRetryError, ProtocolError
+from urllib3.util import Retry
 
 from barlowtwins.core.errors import DownloadError, OutputError
 from barlowtwins.core.files import atomic_write
 from barlowtwins.core.progress import Progress
 from barlowtwins.version import __version__
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse  # since version 2
 
 __all__ = ["Transfer", "check_url"]
 
@@ -38,12 +44,28 @@ BUSY_STATUS = {408, 425, 429, 500, 502, 503, 504}  # "later, perhaps"; everythin
 WEB_PAGES = ("text/html", "application/xhtml+xml")
 
 
-class _Again(Exception):
-    """This attempt failed, and another may not. `wait`: seconds that the server asked for."""
+class _Broken(ProtocolError):
+    """A body that did not arrive whole, though another try may bring the rest."""
 
-    def __init__(self, why: str, wait: float | None = None) -> None:
-        super().__init__(why)
-        self.wait = wait
+
+class _Retry(Retry):
+    """urllib3's, which also logs what it waits for, and does not wait for hours."""
+
+    def sleep(self, response: BaseHTTPResponse | None = None) -> None:
+        wait = self.get_retry_after(response) if response else None
+        _, url, error, *_ = self.history[-1]
+        why = f"the server answers {response.status} {response.reason}" if response else str(error)
+        logger.info("%s: %s; next try in %.1f s", url, why, self.get_backoff_time() if wait is None else wait)
+        super().sleep(response)
+
+    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+        try:
+            wait = super().get_retry_after(response)
+        except InvalidHeader:
+            return None
+        if wait is not None and wait > LONGEST_WAIT:
+            raise DownloadError(f"the server is busy and asks to wait {wait:,.0f} s; try again then")
+        return wait
 
 
 class Transfer:
@@ -55,7 +77,7 @@ class Transfer:
         size: of the file, in bytes, if it is on record.
         timeout: seconds to wait for a connection, and for each next piece.
         attempts: tries in a row that bring nothing new before it gives up.
-        backoff: seconds before the second try; doubled before each further one.
+        backoff: half of the seconds before the third try; doubled before each further one. The second comes at once.
     """
 
     file: IO[bytes]
@@ -72,7 +94,10 @@ class Transfer:
         backoff: float = 0.5,
     ) -> None:
         self.url, self.target, self.size = url, target, size
-        self.timeout, self.attempts, self.backoff = timeout, attempts, backoff
+        self.timeout, self.attempts = timeout, attempts
+        self.retry = _Retry(  # other: TLS that failed is not tried again
+            attempts - 1, other=0, status_forcelist=BUSY_STATUS, backoff_factor=backoff, raise_on_status=False
+        )
         self.total = size  # bytes, as far as anybody said
         self.version: str | None = None  # the server's mark of this version of the file (ETag or date)
         self.done = 0  # bytes
@@ -81,6 +106,8 @@ class Transfer:
         self.progress: Progress | None = None  # from the first answer on: then the total is known
         self.shown = progress
         self.session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(max_retries=self.retry))
         self.session.trust_env = not _is_loopback(url)  # a proxy would look for our loopback on its own machine
 
     def run(self, sha256: str | None = None, source: str = "on record") -> str:
@@ -121,21 +148,24 @@ class Transfer:
         return self.hash.hexdigest()
 
     def _attempt_until_whole(self) -> None:
-        in_vain, furthest = 0, 0
+        retry, furthest = self.retry, 0
         while True:
             try:
                 return self._attempt()
-            except _Again as failure:
-                in_vain = 0 if self.done > furthest else in_vain + 1
-                furthest = max(furthest, self.done)
-                if in_vain >= self.attempts:
-                    raise DownloadError(
-                        f"cannot fetch {self.url}: {failure}, {self.attempts} times. Without a connection, "
-                        f"get that file elsewhere and put it as {self.target.name} into {self.target.parent}"
-                    ) from failure
-                wait = self.backoff * 2.0 ** max(in_vain - 1, 0) if failure.wait is None else failure.wait
-                logger.info("%s: %s; next try in %.1f s", self.url, failure, wait)
-                time.sleep(wait)
+            except _Broken as failure:
+                if self.done > furthest:
+                    retry, furthest = self.retry.new(total=self.attempts), self.done
+                try:
+                    retry = retry.increment("GET", self.url, error=failure)
+                except MaxRetryError:
+                    raise self._gave_up(str(failure)) from failure
+                retry.sleep()
+
+    def _gave_up(self, why: str) -> DownloadError:
+        return DownloadError(
+            f"cannot fetch {self.url}: {why}, {self.attempts} times. Without a connection, "
+            f"get that file elsewhere and put it as {self.target.name} into {self.target.parent}"
+        )
 
     def _attempt(self) -> None:
         """Ask for what is missing and append it."""
@@ -150,9 +180,9 @@ class Transfer:
                 for piece in response.iter_content(PIECE):
                     self._append(piece)
             except requests.RequestException as error:
-                raise _Again(f"the connection broke after {self.done:,} bytes ({_innermost(error)})") from error
+                raise _Broken(f"the connection broke after {self.done:,} bytes ({_innermost(error)})") from error
         if self.done < (self.total or 1):
-            raise _Again(f"the body ended after {self.done:,} of {self.total or 'unknown'} bytes")
+            raise _Broken(f"the body ended after {self.done:,} of {self.total or 'unknown'} bytes")
 
     def _ask(self, headers: Mapping[str, str]) -> requests.Response:
         """Send the request and follow redirects, each checked before it is taken."""
@@ -169,7 +199,7 @@ class Transfer:
                     f"REQUESTS_CA_BUNDLE"
                 ) from error
             except (requests.ConnectionError, requests.Timeout) as error:
-                raise _Again(f"no answer from {urlsplit(url).netloc} ({_innermost(error)})") from error
+                raise self._gave_up(f"no answer from {urlsplit(url).netloc} ({_innermost(error)})") from error
             except requests.RequestException as error:
                 raise DownloadError(f"cannot fetch {url}: {error}; is the URL right?") from error
             if not response.is_redirect:
@@ -183,9 +213,9 @@ class Transfer:
         status, headers = response.status_code, response.headers
         if status == 416 and self.done:  # "no such range": the file there is shorter than what we have
             self._restart()
-            raise _Again("the file changed on the server")
+            raise _Broken("the file changed on the server")
         if status in BUSY_STATUS:
-            raise _Again(f"the server answers {status} {response.reason}", wait=_retry_after(headers))
+            raise self._gave_up(f"the server answers {status} {response.reason}")
         if status not in (200, 206):
             raise DownloadError(f"the server answers {status} {response.reason} for {response.url}; is the URL right?")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -205,7 +235,7 @@ class Transfer:
         if start != self.done:
             self._restart()
             if status == 206:
-                raise _Again("the server sent another part of the file than it was asked for")
+                raise _Broken("the server sent another part of the file than it was asked for")
         self.pieced = start > 0
         self.version = _version(headers)
         self.total = total or self.size
@@ -279,22 +309,6 @@ def _version(headers: Mapping[str, str]) -> str | None:
     """What If-Range takes: a strong ETag, or else the date of the last change."""
     tag = headers.get("etag", "")
     return tag if tag.startswith('"') else headers.get("last-modified")
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, given as a number or as a date."""
-    value = headers.get("retry-after", "").strip()
-    wait = float(value) if value.isdigit() else _seconds_until(value)
-    if wait is not None and wait > LONGEST_WAIT:
-        raise DownloadError(f"the server is busy and asks to wait {wait:,.0f} s; try again then")
-    return wait
-
-
-def _seconds_until(date: str) -> float | None:
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
 
 
 def _integer(text: str | None) -> int | None:
