@@ -24,6 +24,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from barlowtwins.core.readers import UnsoundFile, sound
+
 __all__ = ["ForeignClass", "Inert", "UnsoundFile", "read_torch_file"]
 
 MOST_OPCODES = 1_000_000  # of one pickle; that of a ResNet-50's training checkpoint has 30,000
@@ -33,10 +35,6 @@ MOST_VIEWS = 4  # times that the tensors together may show the bytes of their st
 LARGE = 256 << 20  # bytes from which a file is mapped: an optimizer state that nobody asks for is then never read
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of torch's old layout
 PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
-
-
-class UnsoundFile(ValueError):
-    """What is wrong with a file, for the error of whoever wanted it."""
 
 
 class ForeignClass(UnsoundFile):
@@ -57,19 +55,12 @@ def read_torch_file(file: IO[bytes]) -> Any:
         UnsoundFile: it is damaged, not such a file, or asks for more than its bytes hold.
         ForeignClass: it needs a class that is not on the list.
     """
-    try:
+    with sound():
         file.seek(0)
         if file.read(4) == b"PK\x03\x04":
             return _read_archive(file)
         file.seek(0)
         return _read_old_layout(file)
-    except UnsoundFile:
-        raise
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file fails in any way there is
-        said = str(error).strip().partition("\n")[0]
-        raise UnsoundFile(f"{type(error).__name__}: {said[:150]}" if said else type(error).__name__) from error
 
 
 # Storages ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.core.errors import DataError, MissingExtraError
+from barlowtwins.core.readers import UnsoundFile, csv_rows, open_array, open_regular, parse_json, read_json, sound
+from barlowtwins.embedding.meta import Head, Layout, Meta
 
 __all__ = [
     "FILES",
@@ -43,6 +46,7 @@ FILES = {"npy": "embeddings.npy", "parquet": "embeddings.parquet", "safetensors"
 INDEX = "index.csv"
 META = "meta.json"  # written last: a folder that has it is complete
 LAYOUT = 1  # version of these files
+LONGEST_HEAD = 1 << 20  # bytes of the JSON before the numbers of a safetensors file
 OK = "ok"  # status of a row that holds features; any other says why it is NaN
 
 KEEP = "surrogateescape"  # a path need not be valid Unicode: its bytes are kept
@@ -78,7 +82,7 @@ class Embeddings:
 
     def index(self) -> Iterator[IndexRow]:
         """The lines of `index.csv`, one after the other."""
-        return read_index(self.folder / INDEX)
+        return read_index(self.folder / INDEX, self.meta["rows"])
 
 
 def is_embeddings(folder: str | Path) -> bool:
@@ -98,15 +102,31 @@ def open_embeddings(folder: str | Path) -> Embeddings:
         unfinished = " (embedding into it has not finished: run that command again)" if folder.is_dir() else ""
         raise DataError(f"{folder} is not a folder that `barlowtwins embed` has made{unfinished}; give one that it has")
     try:
-        meta = json.loads((folder / META).read_text("utf-8"))
-        if meta["layout"] > LAYOUT:
+        layout = read_json(folder / META, Layout)["layout"]
+        if layout > LAYOUT:
             raise DataError(f"{folder} was made by a newer barlowtwins; this one reads layout {LAYOUT}")
-        features = _READERS[meta["format"]](folder / FILES[meta["format"]])
-        if features.shape != (meta["rows"], meta["dim"]) or features.dtype != np.float32:
-            raise ValueError(f"the embeddings are {features.dtype} {features.shape}, not {meta['rows'], meta['dim']}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        meta = Record(folder, read_json(folder / META, Meta))
+        rows, dim = meta["rows"], meta["dim"]
+        if 2 * (len(IndexRow._fields) - 1) * rows > (folder / INDEX).stat().st_size:  # before memory is taken
+            raise UnsoundFile(f"{INDEX} is too short for {rows:,} rows")
+        with sound():
+            features = _READERS[meta["format"]](folder / FILES[meta["format"]], rows, dim)
+        if features.shape != (rows, dim) or features.dtype != np.float32:
+            raise UnsoundFile(f"the embeddings are {features.dtype} {features.shape}, not {rows, dim}")
+    except (UnsoundFile, OSError) as error:
         raise DataError(f"the embeddings in {folder} are damaged: {error}; embed again with --overwrite") from error
     return Embeddings(folder, meta, features)
+
+
+class Record(dict[str, Any]):
+    """What `meta.json` says; a field that it lacks is an error of the folder, not of the code that asks."""
+
+    def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Any:
+        raise DataError(f"{self.folder / META} does not say {name!r}; embed again with --overwrite")
 
 
 def write_features(file: IO[bytes], form: str, blocks: Iterable[Block], rows: int, dim: int) -> None:
@@ -140,28 +160,52 @@ def row_writer(text: IO[str]) -> Callable[[Iterable[object]], object]:
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)  # Python before 3.13 does not quote for a \r
 
     def write_row(row: Iterable[object]) -> object:
-        values = list(row)
+        values = [as_text(value) if isinstance(value, str) else value for value in row]
         return (quoted if any(isinstance(value, str) and "\r" in value for value in values) else plain).writerow(values)
 
     return write_row
 
 
-def read_index(path: Path) -> Iterator[IndexRow]:
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def as_text(value: str) -> str:
+    """A cell that no spreadsheet takes for a formula: one that begins with = + - @ gets a quote before it."""
+    return f"'{value}" if _FORMULA.match(value) else value
+
+
+def as_data(value: str) -> str:
+    """What `as_text` was given."""
+    return value[1:] if value.startswith("'") and _FORMULA.match(value) else value
+
+
+def read_index(path: Path, rows: int | None = None) -> Iterator[IndexRow]:
     """Read `index.csv` line by line.
+
+    Args:
+        path: of the file.
+        rows: how many it must have; None: as many as there are.
 
     Raises:
         DataError: the file is not as `write_index` made it.
     """
-    with open(path, encoding="utf-8", errors=KEEP, newline="") as file:
-        lines = csv.reader(file)
+    expected = 0
+    try:
+        lines = csv_rows(path)
         if tuple(next(lines, ())) != IndexRow._fields:
             raise DataError(
                 f"{path} does not begin with the line {','.join(IndexRow._fields)}; embed again (--overwrite)"
             )
         for expected, line in enumerate(lines):
             if len(line) != len(IndexRow._fields) or line[0] != str(expected):
-                raise DataError(f"{path} is damaged: the entry of row {expected} is {line}; embed again (--overwrite)")
-            yield IndexRow(expected, *line[1:])
+                shown = str(line)[:200]
+                raise DataError(f"{path} is damaged: the entry of row {expected} is {shown}; embed again (--overwrite)")
+            yield IndexRow(expected, *map(as_data, line[1:]))
+            expected += 1
+    except (UnsoundFile, OSError) as error:
+        raise DataError(f"{path} is damaged: {error}; embed again (--overwrite)") from error
+    if rows is not None and expected != rows:
+        raise DataError(f"{path} is damaged: it has {expected:,} rows of {rows:,}; embed again (--overwrite)")
 
 
 def require_format(form: str) -> None:
@@ -180,8 +224,8 @@ def _write_npy(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int) ->
         file.write(block.features.astype("<f4", copy=False).tobytes())
 
 
-def _read_npy(path: Path) -> npt.NDArray[np.float32]:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def _read_npy(path: Path, rows: int, dim: int) -> npt.NDArray[np.float32]:
+    return open_array(path)
 
 
 def _write_safetensors(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int) -> None:
@@ -194,11 +238,19 @@ def _write_safetensors(file: IO[bytes], blocks: Iterable[Block], rows: int, dim:
         file.write(block.features.astype("<f4", copy=False).tobytes())
 
 
-def _read_safetensors(path: Path) -> npt.NDArray[np.float32]:
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        tensor = json.loads(file.read(length))["embeddings"]
-    return np.memmap(path, dtype="<f4", mode="r", offset=8 + length, shape=tuple(tensor["shape"]))
+def _read_safetensors(path: Path, rows: int, dim: int) -> npt.NDArray[np.float32]:
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(LONGEST_HEAD, size - 8):
+            raise UnsoundFile(f"its head claims {length:,} bytes")
+        tensor = parse_json(file.read(length), Head)["embeddings"]
+        if tensor["shape"] != [rows, dim] or size - 8 - length != 4 * rows * dim:
+            raise UnsoundFile(f"it has {size:,} bytes and says {str(tensor)[:100]}, not {rows, dim}")
+        if not rows:
+            return np.empty((rows, dim), np.float32)
+        return np.memmap(file, "<f4", "r", 8 + length, (rows, dim))
 
 
 def _write_parquet(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int) -> None:
@@ -216,10 +268,14 @@ def _write_parquet(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int
             writer.write_table(arrow.Table.from_arrays([*columns, features], schema=schema))
 
 
-def _read_parquet(path: Path) -> npt.NDArray[np.float32]:
-    _, parquet = _pyarrow()
-    column = parquet.read_table(path, columns=["embedding"]).column("embedding").combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+def _read_parquet(path: Path, rows: int, dim: int) -> npt.NDArray[np.float32]:
+    arrow, parquet = _pyarrow()
+    with open_regular(path) as raw, parquet.ParquetFile(raw) as file:
+        kind = file.schema_arrow.field("embedding").type
+        if kind != arrow.list_(arrow.float32(), dim) or file.metadata.num_rows != rows:
+            raise UnsoundFile(f"it has {file.metadata.num_rows:,} rows of {kind}, not {rows, dim}")
+        column = file.read(columns=["embedding"], use_threads=False).column("embedding").combine_chunks()
+        return column.flatten().to_numpy().reshape(rows, dim)
 
 
 def _valid(value: int | str) -> int | str:
@@ -240,7 +296,7 @@ _WRITERS: dict[str, Callable[[IO[bytes], Iterable[Block], int, int], None]] = {
     "parquet": _write_parquet,
     "safetensors": _write_safetensors,
 }
-_READERS: dict[str, Callable[[Path], npt.NDArray[np.float32]]] = {
+_READERS: dict[str, Callable[[Path, int, int], npt.NDArray[np.float32]]] = {
     "npy": _read_npy,
     "parquet": _read_parquet,
     "safetensors": _read_safetensors,

@@ -9,8 +9,6 @@ is simply asked again for the shards that are not there.
 from __future__ import annotations
 
 import itertools
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 
 from barlowtwins.core.errors import OutputError
 from barlowtwins.core.files import atomic_write
+from barlowtwins.core.readers import UnsoundFile, read_arrays
 from barlowtwins.data.batches import open_batches, ranges
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.sources import Source
@@ -26,6 +25,7 @@ from barlowtwins.embedding.embedder import Embedder, Rows, unit_length
 
 __all__ = ["SHARD_ROWS", "Shard", "embed_shards", "plan_shards", "read_failures", "read_features"]
 
+PARTS = ("features", "failed", "why")
 SHARD_ROWS = 2048  # a stop loses less: two minutes at 14 images a second; and a million images are 500 files of 16 MB
 
 
@@ -114,10 +114,7 @@ def read_features(shard: Shard, folder: Path) -> Rows:
     Raises:
         OutputError: its file is missing or damaged; a damaged one is removed, so that the next run makes it again.
     """
-    features = _read(shard, folder, "features")[0]
-    if len(features) != len(shard.rows):
-        raise _damaged(shard.path(folder), f"{len(features)} rows, not {len(shard.rows)}")
-    return features
+    return _read(shard, folder, "features")[0]
 
 
 def read_failures(shard: Shard, folder: Path) -> dict[int, str]:
@@ -129,12 +126,24 @@ def read_failures(shard: Shard, folder: Path) -> dict[int, str]:
 def _read(shard: Shard, folder: Path, *names: str) -> list[np.ndarray]:
     path = shard.path(folder)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
+        arrays = read_arrays(path, PARTS)
+        _check_parts(arrays, shard)
     except FileNotFoundError:
         raise OutputError(f"{path} is missing; run the same command again to make it") from None
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, EOFError) as error:
+    except (UnsoundFile, OSError) as error:
         raise _damaged(path, str(error)) from error
+    return [arrays[name] for name in names]
+
+
+def _check_parts(arrays: dict[str, np.ndarray], shard: Shard) -> None:
+    """Types and shapes as `_write` has them."""
+    features, failed, why = (arrays[name] for name in PARTS)
+    if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(shard.rows):
+        raise UnsoundFile(f"{features.dtype} {features.shape}, not {len(shard.rows)} rows")
+    if failed.dtype != np.int64 or why.dtype.kind != "U" or failed.ndim != 1 or failed.shape != why.shape:
+        raise UnsoundFile("its list of failures is not one")
+    if len(failed) and not (failed.min() >= shard.rows.start and failed.max() < shard.rows.stop):
+        raise UnsoundFile("its list of failures names rows of others")
 
 
 def _damaged(path: Path, why: str) -> OutputError:

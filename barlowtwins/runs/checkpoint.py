@@ -20,6 +20,7 @@ import torch
 from barlowtwins.core.errors import CheckpointError, OutputError
 from barlowtwins.core.files import atomic_write
 from barlowtwins.core.progress import say
+from barlowtwins.core.readers import open_regular
 from barlowtwins.core.torch_file import UnsoundFile, read_torch_file
 from barlowtwins.runs.migrations import current, numbered
 
@@ -155,7 +156,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; checkpoints lie in RUN/checkpoints/")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             _check_seal(file, path)
             state = read_torch_file(file)
     except OSError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.core.files import atomic_write
+from barlowtwins.core.readers import UnsoundFile, read_arrays, sound
 
 __all__ = ["Snapshot", "list_snapshots", "load_snapshot", "save_snapshot"]
 
@@ -103,13 +103,42 @@ def list_snapshots(folder: Path) -> list[Path]:
 def load_snapshot(path: Path) -> Snapshot | None:
     """Read a snapshot; None if the file is none, or is damaged: a report can do without."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            values = {field.name: arrays[field.name] for field in dataclasses.fields(Snapshot)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with sound():
+            arrays = read_arrays(path, [field.name for field in dataclasses.fields(Snapshot)])
+            _check_parts(arrays)
+            return Snapshot(**{name: _as_value(array) for name, array in arrays.items()})
+    except (UnsoundFile, OSError):
         return None
-    for name, value in values.items():
-        if value.ndim == 0:
-            values[name] = value.item()
-        elif value.dtype.kind == "U":
-            values[name] = value.tolist()
-    return Snapshot(**values)
+
+
+def _as_value(array: npt.NDArray[Any]) -> Any:
+    return array.item() if array.ndim == 0 else array.tolist() if array.dtype.kind == "U" else array
+
+
+def _check_parts(arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Types and shapes as they are written, so that whoever draws a snapshot may trust it."""
+    d, p = len(arrays["correlation"]), len(arrays["pairs"])
+    q, side = arrays["queries"].shape[:2] if arrays["queries"].ndim == 4 else (0, 0)
+    k = arrays["neighbours"].shape[1] if arrays["neighbours"].ndim == 5 else 0
+    drawn = q > 0  # a snapshot without queries has arrays of no shape in particular
+    s = arrays["pairs"].shape[2] if arrays["pairs"].ndim == 5 else 0
+    wanted: dict[str, tuple[str, tuple[int, ...] | None]] = {
+        **dict.fromkeys(("step", "epoch", "images", "width", "unreadable_count"), ("iu", ())),
+        "held_out": ("b", ()),
+        "correlation": ("f", (d, d)),
+        "singular_values": ("f", (len(arrays["singular_values"]),)),
+        "pairs": ("u", (p, 2, s, s, 3) if p else None),
+        "pair_keys": ("U", (p,)),
+        "queries": ("u", (q, side, side, 3) if drawn else None),
+        **dict.fromkeys(("query_keys", "query_labels"), ("U", (q,) if drawn else None)),
+        "neighbours": ("u", (q, k, side, side, 3) if drawn else None),
+        **dict.fromkeys(("neighbour_keys", "neighbour_labels"), ("U", (q, k) if drawn and k else None)),
+        "similarity": ("f", (q, k) if drawn else None),
+        "unreadable": ("U", None),
+    }
+    for name, (kinds, shape) in wanted.items():
+        array = arrays[name]
+        if array.dtype.kind not in kinds or (shape is not None and array.shape != shape):
+            raise UnsoundFile(f"its {name} is {array.dtype} {array.shape}")
+    if any(not 0 <= int(arrays[name]) < 2**53 for name in ("step", "epoch", "images", "width", "unreadable_count")):
+        raise UnsoundFile("its counts cannot be")

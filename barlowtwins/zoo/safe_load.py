@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from barlowtwins.core.errors import WeightsError
+from barlowtwins.core.readers import open_regular
 from barlowtwins.core.torch_file import ForeignClass, UnsoundFile, read_torch_file
 
 __all__ = ["Contents", "read_weight_file"]
@@ -60,7 +61,7 @@ def read_weight_file(path: Path) -> Contents:
             message names that class. Nothing of the file was run.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(9)
             if start[8:] == b"{":
                 return _read_safetensors(file, path)
@@ -68,12 +69,14 @@ def read_weight_file(path: Path) -> Contents:
                 return Contents(_read_pickle(file, path))
     except FileNotFoundError:
         raise WeightsError(f"there is no weight file {path}; give an existing one") from None
+    except UnsoundFile as error:
+        raise WeightsError(f"{path} is not a weight file: {error}; give one") from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}; make it readable") from error
     if not start:
         raise WeightsError(f"{path} is empty (0 bytes); fetch or copy it again")
     raise WeightsError(
-        f"{path} is no weight file: it begins with {start!r}, neither as torch.save nor as safetensors "
+        f"{path} is not a weight file: it begins with {start!r}, neither as torch.save nor as safetensors "
         f"write; fetch or copy it again"
     )
 
