@@ -1,4 +1,4 @@
-"""The main job on the embedded default: draw shapes, pretrain on them without labels, and see what was learned.
+"""The demo: draw shapes, pretrain on them without labels, and measure what was learned.
 
 shapes -> pretrain -> kNN of pixels, of the untrained and of the trained network -> torch.hub.load -> features
 """
@@ -21,13 +21,13 @@ from barlowtwins.runs.run_folder import RunFolder
 __all__ = ["DemoResult", "demo"]
 
 FAST_TRAIN, FAST_EPOCHS = 1_000, 2
-NEIGHBOURS = 20
-BAR = 40  # characters that 100 % takes
+NEIGHBORS = 20
+BAR = 40  # characters for 100 %
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found; accuracies are percent of held-out shapes, k = 20."""
+    """Result of the demo; accuracies in percent on held-out shapes, k = 20."""
 
     out: str
     """The RUN folder."""
@@ -36,12 +36,12 @@ class DemoResult:
     trained: float
     chance: float
     hub_features: tuple[int, int]
-    """Shape of what the network, loaded back through `torch.hub.load`, gave for the test images."""
+    """Shape of the features of the test images, from the network loaded with `torch.hub.load`."""
     seconds: float
     trained_before: bool
-    """Whether the run, or a part of it, was there already: the seconds are without it."""
+    """Whether the run, or a part of it, existed before; `seconds` does not include it."""
     report: str | None
-    """The page of the run; None without the extra `report`."""
+    """The report of the run; None without the extra `report`."""
 
     def summary(self) -> str:
         rows = [
@@ -53,15 +53,15 @@ class DemoResult:
         lines = [f"  {name:<19} {value:5.1f} %  {'█' * round(value / 100 * BAR)}" for name, value in rows]
         took = f"{self.seconds:.0f} seconds"
         if self.trained_before:
-            took += ", without what was trained before"
-        page = [f"The run as a page: {self.report}"] if self.report else []
+            took += " (earlier training not included)"
+        page = [f"Report of the run: {self.report}"] if self.report else []
         return "\n".join(
             [
                 *page,
-                f"kNN on held-out shapes, k = {NEIGHBOURS}, after {took}:",
+                f"kNN on held-out shapes, k = {NEIGHBORS}, after {took}:",
                 *lines,
-                f"The network is in {self.out}; torch.hub.load gave {self.hub_features[0]:,} x {self.hub_features[1]} "
-                "features with it. Next:",
+                f"The network is in {self.out}. Loaded with torch.hub.load, it returned "
+                f"{self.hub_features[0]:,} x {self.hub_features[1]} features. Next:",
                 f"  barlowtwins embed YOUR_IMAGES --weights {self.out} --out embeddings",
                 "  barlowtwins pretrain YOUR_IMAGES --out runs/mine",
             ]
@@ -71,13 +71,13 @@ class DemoResult:
 def demo(config: DemoConfig) -> DemoResult:
     """Pretrain on drawn shapes for about two minutes on two CPU cores, and compare kNN accuracies.
 
-    A demo that was stopped goes on from where it was, as any run does.
+    A stopped demo resumes, like any run.
 
     Args:
-        config: where the run goes; `fast` makes it a run of seconds that shows the way and learns little.
+        config: where to write the run; with `fast` it takes seconds and learns little.
 
     Raises:
-        BarlowTwinsError: whatever pretraining, embedding or loading may raise.
+        BarlowTwinsError: any error of pretraining, embedding or loading.
     """
     begin = time.perf_counter()
     data = f"shapes:{FAST_TRAIN}" if config.fast else "shapes"
@@ -92,9 +92,9 @@ def demo(config: DemoConfig) -> DemoResult:
             val="none",  # measured once, below
         )
     )
-    say("kNN of pixels, of the untrained and of the trained network ...")
+    say("kNN accuracy of pixels, the untrained and the trained network ...")
     pixels, untrained, trained = (
-        evaluate_knn(KNNConfig(data, weights=weights, k=(NEIGHBOURS,), seed=config.seed)).accuracy[NEIGHBOURS]
+        evaluate_knn(KNNConfig(data, weights=weights, k=(NEIGHBORS,), seed=config.seed)).accuracy[NEIGHBORS]
         for weights in ("pixels", f"random:{out}", out)
     )
     test = open_source(data, split="test")
@@ -115,9 +115,9 @@ def demo(config: DemoConfig) -> DemoResult:
 
 
 def _through_the_hub(run: str):  # type: ignore[no-untyped-def]
-    """Load a run's own result as anybody would: `torch.hub.load(REPO, "embedder", weights=RUN)`."""
+    """Load the result of a run as a user would: `torch.hub.load(REPO, "embedder", weights=RUN)`."""
     repository = Path(__file__).resolve().parent.parent
-    if not (repository / "hubconf.py").exists():  # installed from a wheel: the same function, without the hub around it
+    if not (repository / "hubconf.py").exists():  # installed from a wheel: the same function without the hub
         from barlowtwins.hub import embedder
 
         return embedder(weights=run)

@@ -296,7 +296,7 @@ def test_weights_of_another_architecture_are_told_by_name_with_the_entry_for_the
     with pytest.raises(WeightsError) as caught:
         resnet50(weights=tmp_path)
     said = str(caught.value)
-    assert f"is a {TINY}, which does not fit this resnet50: use the entry embedder, or " in said
+    assert f"is a {TINY}, not a resnet50; load it with the entry embedder, or with " in said
     assert "missing" not in said
 
 
@@ -307,7 +307,7 @@ def test_an_unknown_argument_is_named_with_those_there_are(option: str) -> None:
 
 
 def test_what_is_not_there_yet_says_so(resnet18_file: Path) -> None:
-    with pytest.raises(WeightsError, match="nobody has published weights for resnet18; pass weights="):
+    with pytest.raises(WeightsError, match="no published weights exist for resnet18; pass weights="):
         resnet18(pretrained=True)
     with pytest.raises(ConfigError, match="there is no runtime 'tpu'; use 'auto', 'torch', 'onnx' or 'compiled'"):
         embedder(resnet18_file, runtime="tpu")
@@ -322,7 +322,7 @@ def test_barlow_twins_takes_backbone_and_projector_from_the_weights(zoo: Zoo, re
     assert torch.isfinite(model(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)))
     with pytest.raises(WeightsError, match=r"does not fit BarlowTwins\('resnet50', '32-32-32'\): .* of another shape"):
         barlow_twins(weights=zoo.full, projector="32-32-32")
-    with pytest.raises(WeightsError, match=r"resnet18\.pth holds a backbone without projector"):
+    with pytest.raises(WeightsError, match=r"resnet18\.pth contains no projector"):
         barlow_twins(weights=resnet18_file)
     assert barlow_twins("resnet18", "8-4").projector[0].weight.shape == (8, 512)
 

@@ -14,7 +14,7 @@ CLASSES = 7
 
 
 def clusters(n: int, seed: int, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping clusters, so that neighbours disagree."""
+    """Overlapping clusters, so that neighbors disagree."""
     centres = np.random.default_rng(99).normal(size=(CLASSES, width))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
@@ -106,7 +106,7 @@ def test_a_small_temperature_overflows_nothing() -> None:
 
 def test_bad_labels_and_sizes_are_told() -> None:
     (bank, labels), (queries, truth) = clusters(50, 12), clusters(10, 13)
-    with pytest.raises(ConfigError, match="200 neighbours are asked of a bank of 50 rows; choose k from 1 to 50"):
+    with pytest.raises(ConfigError, match="k is 200, but the bank has 50 rows; choose k from 1 to 50"):
         knn_accuracy(Labeled(bank, labels), Labeled(queries, truth), k=(20, 200))
     with pytest.raises(DataError, match=r"the bank: 50 rows but labels of shape \(49,\)"):
         knn_accuracy(Labeled(bank, labels[1:]), Labeled(queries, truth), k=5)
@@ -123,7 +123,7 @@ def test_labels_that_are_not_whole_numbers_are_refused(odd: complex, kind: str) 
     given = [*truth[:-1].tolist(), odd]
     convert = {"list": list, "array": np.asarray, "tensor": torch.tensor}[kind]
     with pytest.raises(DataError, match=r"the queries: label .* is not a whole number; number the classes 0, 1, 2"):
-        knn_accuracy(bank, labels, queries, convert(given), k=5)
+        knn_accuracy(Labeled(bank, labels), Labeled(queries, convert(given)), k=5)
     with pytest.raises(DataError, match=r"the bank: label .* is not a whole number"):
         knn_predict(bank, [odd, *labels[1:].tolist()], queries, k=5)
 
@@ -131,7 +131,8 @@ def test_labels_that_are_not_whole_numbers_are_refused(odd: complex, kind: str) 
 def test_names_as_labels_are_refused_and_whole_floats_are_read() -> None:
     (bank, labels), (queries, truth) = clusters(50, 12), clusters(10, 13)
     with pytest.raises(DataError, match=r"the bank: labels have dtype <U3; number the classes 0, 1, 2"):
-        knn_accuracy(bank, ["cat"] * 50, queries, truth, k=5)  # type: ignore[list-item]
-    expected = knn_accuracy(bank, labels, queries, truth, k=5)
+        knn_accuracy(Labeled(bank, ["cat"] * 50), Labeled(queries, truth), k=5)
+    expected = knn_accuracy(Labeled(bank, labels), Labeled(queries, truth), k=5)
     for dtype in (np.float32, np.float16, np.uint8, np.int16):
-        assert knn_accuracy(bank, labels.astype(dtype), queries, torch.tensor(truth).double(), k=5) == expected
+        whole = Labeled(bank, labels.astype(dtype)), Labeled(queries, torch.tensor(truth).double())
+        assert knn_accuracy(*whole, k=5) == expected

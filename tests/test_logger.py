@@ -159,7 +159,7 @@ def test_a_run_that_diverges_or_collapses_is_warned_of_once(tmp_path: Path, caps
     assert "warning" not in take(31, 40, 2.0)  # it was said
     one._write({"step": 40, "epoch": 4, "effective_rank": 1.5, "rank_limit": 99, "feature_deviation": 0.01})
     said = take(41, 50, 2.0)
-    assert "warning: Collapsed: nearly the same features" in said
+    assert "warning: Collapsed: almost the same features" in said
     assert "Try a lower --lr first" in said
 
 

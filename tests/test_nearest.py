@@ -57,7 +57,7 @@ def test_unreadable_rows_are_nobodys_neighbour() -> None:
     assert rows.tolist() == [[0, 2]]
     with pytest.raises(ConfigError, match="2 usable rows; choose k up to 2"):
         nearest(bank, np.array([[1.0, 0.1]]), 3)
-    with pytest.raises(DataError, match="1 of 1 queries hold NaN"):
+    with pytest.raises(DataError, match="1 of 1 queries contain NaN"):
         nearest(bank, bank[1:2], 1)
 
 
@@ -85,9 +85,9 @@ def test_it_says_how_far_it_is(queries: int, bank: int) -> None:
 
 
 def test_wrong_sizes_are_told_with_numbers() -> None:
-    with pytest.raises(ConfigError, match="11 neighbours are asked of a bank of 10 rows; choose k from 1 to 10"):
+    with pytest.raises(ConfigError, match="k is 11, but the bank has 10 rows; choose k from 1 to 10"):
         nearest(torch.randn(10, 4), torch.randn(2, 4), 11)
-    with pytest.raises(ConfigError, match="queries are 5 wide and the bank is 4"):
+    with pytest.raises(ConfigError, match="queries have 5 features and the bank has 4; use the same network"):
         nearest(torch.randn(10, 4), torch.randn(2, 5), 1)
 
 

@@ -178,7 +178,7 @@ def test_a_damaged_snapshot_and_log_leave_a_page(run: Path, tmp_path: Path) -> N
     write_report(tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<h3>Loss</h3><svg" in page
-    assert "Not looked at" in page
+    assert "Not measured" in page
 
 
 def test_a_report_that_fails_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

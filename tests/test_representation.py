@@ -48,7 +48,7 @@ def record(rank: float, deviation: float = 0.8, **step: int) -> dict[str, float]
 @pytest.mark.parametrize(
     ("seen", "level", "words"),
     [
-        ([], "none", "Not looked at"),
+        ([], "none", "Not measured"),
         ([record(90), record(120)], "good", "No collapse"),
         ([record(90), record(80, deviation=0.01)], "bad", "Collapsed"),
         ([record(90), record(2.5)], "bad", "Dimensional collapse"),

@@ -82,8 +82,8 @@ def test_what_a_person_and_a_program_are_told() -> None:
     labels = torch.tensor([0, 0, 0, 2, 2, 1, 7, 7])
     scores = tallied(logits, labels)
     assert scores.confusions == [("a", "b", 2), ("b", "c", 1), ("h", "a", 1)]
-    assert "top-1 50.00 %" in scores.summary() and "a taken for b (2)" in scores.summary()
-    assert "hardest classes: b 0.0 %, a 33.3 %, h 50.0 %" in scores.summary()
+    assert "top-1 50.00 %" in scores.summary() and "a classified as b (2)" in scores.summary()
+    assert "lowest accuracy: b 0.0 %, a 33.3 %, h 50.0 %" in scores.summary()
     record = json.loads(json.dumps(plain(scores), allow_nan=False))
     assert record["confusion"][0][1] == 2
     assert record["top1_interval"] == list(wilson_interval(4, 8))

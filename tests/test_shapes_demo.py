@@ -49,4 +49,4 @@ def test_seconds_that_leave_the_training_out_say_so() -> None:
     result = DemoResult("run", 1, 2, 3, 4, (5, 6), 7.0, trained_before=False, report=None)
     assert "k = 20, after 7 seconds:" in result.summary()
     again = dataclasses.replace(result, trained_before=True)
-    assert "k = 20, after 7 seconds, without what was trained before:" in again.summary()
+    assert "k = 20, after 7 seconds (earlier training not included):" in again.summary()

@@ -1,11 +1,11 @@
-"""Weighted k-nearest-neighbour classification: how good are features, with nothing trained on top?
+"""Weighted k-nearest-neighbor classification, to evaluate features without training anything on top.
 
     score[c] = sum over the k nearest bank rows i of class c of exp(cosine_i / T)        (Wu et al. 2018, section 3.4)
 
-Pure functions of features; the command around them is `barlowtwins.evaluate.knn`.
+These are pure functions of features; the command is in `barlowtwins.evaluate.knn`.
 """
 
-# Q queries, M rows in the bank, D features, K neighbours, C classes
+# Q queries, M rows in the bank, D features, K neighbors, C classes
 
 from __future__ import annotations
 
@@ -33,30 +33,32 @@ class Labeled(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """Percent of the queries whose class is the first, or among the first five, by score."""
+    """Percentage of queries whose class has the highest score, or one of the five highest."""
 
     top1: float
     top5: float
 
 
 def votes(similarity: torch.Tensor, classes: torch.Tensor, *, temperature: float, num_classes: int) -> torch.Tensor:
-    """Sum the neighbours' votes exp(similarity / temperature) by class.
+    """Sum the votes exp(similarity / temperature) of the neighbors by class.
 
     Args:
-        similarity: (Q, K), cosines to the neighbours.
-        classes: (Q, K) int64, the neighbours' classes, 0 to num_classes - 1.
-        temperature: > 0; however small, nothing overflows.
+        similarity: (Q, K), cosine similarities to the neighbors.
+        classes: (Q, K) int64, classes of the neighbors, 0 to num_classes - 1.
+        temperature: > 0; small values do not overflow.
         num_classes: C.
 
     Returns:
-        (Q, C) float32; each row sums to 1, and a class without neighbours has exactly 0.
+        (Q, C) float32; each row sums to 1, and a class without neighbors gets exactly 0.
 
     Raises:
-        ConfigError: a temperature that is not positive.
+        ConfigError: the temperature is not positive.
     """
     if not temperature > 0:
-        raise ConfigError(f"the temperature is {temperature}; it must be > 0 (0.07 is usual)")
-    weights = torch.softmax(similarity / temperature, dim=1)  # (Q, K); a common factor in a row changes no order
+        raise ConfigError(f"the temperature is {temperature}; it must be > 0 (usually 0.07)")
+    weights = torch.softmax(
+        similarity / temperature, dim=1
+    )  # (Q, K); a common factor per row does not change the order
     scores = torch.zeros(len(similarity), num_classes, device=similarity.device)
     return scores.scatter_add_(1, classes, weights)  # (Q, C)
 
@@ -73,24 +75,24 @@ def knn_predict(
     chunk: int = CHUNK,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Score the classes of each query by its k nearest rows of the bank; `argmax(1)` is the prediction.
+    """Score the classes of each query by its k nearest rows in the bank; `argmax(1)` is the prediction.
 
     Args:
-        bank: (M, D) features; they need not be normalised, and may be memory-mapped. Rows with NaN are left out.
+        bank: (M, D) features, normalized or not, possibly memory-mapped. Rows with NaN are ignored.
         labels: (M,) integers, 0 to num_classes - 1.
         queries: (Q, D) features, all finite.
         k: 1 to M.
         temperature: > 0.
-        num_classes: C; the highest label + 1 unless told.
-        chunk: rows of either side in a tile of similarities, see `nearest`.
-        device: where to compute; the bank's own unless told.
+        num_classes: C; the highest label + 1 by default.
+        chunk: rows per tile of similarities, see `nearest`.
+        device: where to compute; the device of the bank by default.
 
     Returns:
         (Q, C) float32 scores on `device`; each row sums to 1.
 
     Raises:
-        ConfigError: `k` is more than there are usable rows, or widths differ.
-        DataError: labels that do not fit, or a query that is not finite.
+        ConfigError: `k` exceeds the number of usable rows, or the widths differ.
+        DataError: the labels do not fit, or a query is not finite.
     """
     place = place_of(bank, device)
     classes = _class_indices(labels, len(bank), num_classes, "the bank").to(place)
@@ -114,24 +116,24 @@ def knn_accuracy(
     device: torch.device | str | None = None,
     after_chunk: Callable[[int], object] = lambda queries: None,
 ) -> dict[int, Accuracy]:
-    """Classify the queries and compare with their labels; neighbours are searched once for all values of `k`.
+    """Classify the queries and compare with their labels; one search serves all values of `k`.
 
-    A query with a NaN, an image that could not be read, is not counted. Of classes with equal scores the first counts
-    as the higher; a class without a vote is never among the five.
+    Queries with NaN (unreadable images) are not counted. Among classes with equal scores the first one ranks higher. A
+    class without votes is never among the first five.
 
     Args:
         bank: M rows and their labels.
         queries: Q rows and their labels.
         temperature, num_classes, chunk, device: as for `knn_predict`.
-        k: one or more numbers of neighbours, each 1 to M.
-        after_chunk: called with the number of queries that what was just done amounts to.
+        k: one or more numbers of neighbors, each 1 to M.
+        after_chunk: called with the number of queries done since the last call.
 
     Returns:
-        For each k the accuracies in percent.
+        The accuracies for each k, in percent.
 
     Raises:
-        ConfigError: a `k` is more than there are usable rows, or widths differ.
-        DataError: labels that do not fit, or no query left.
+        ConfigError: a `k` exceeds the number of usable rows, or the widths differ.
+        DataError: the labels do not fit, or no query is readable.
     """
     ks = (k,) if isinstance(k, int) else tuple(k)
     place = place_of(bank.features, device)
@@ -140,7 +142,7 @@ def knn_accuracy(
     num_classes = num_classes or int(torch.cat([classes, wanted]).max()) + 1
 
     counted = 0
-    hits = dict.fromkeys(ks, (0, 0))  # of the first, of the first five
+    hits = dict.fromkeys(ks, (0, 0))  # first class right, among the first five
     for start, block in chunks(queries.features, HELD * chunk, place):
         readable = block.isfinite().all(1)
         truth = wanted[start : start + len(block)][readable]
@@ -156,12 +158,12 @@ def knn_accuracy(
             hits[each] = first + int((rank < 1).sum()), five + int((rank < 5).sum())
         after_chunk(len(block) - len(truth))
     if not counted:
-        raise DataError("there is no readable image to classify; `barlowtwins check` says why")
+        raise DataError("there is no readable image to classify; run `barlowtwins check` to find out why")
     return {each: Accuracy(100 * first / counted, 100 * five / counted) for each, (first, five) in hits.items()}
 
 
 def _rank(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """(Q,): how many classes stand before the true one in the order of scores; all C if it has no vote."""
+    """Return (Q,), the number of classes ranked above the true one; C if it has no votes."""
     num_classes = scores.shape[1]
     own = scores.gather(1, truth[:, None])  # (Q, 1)
     lower = torch.arange(num_classes, device=scores.device) < truth[:, None]  # (Q, C)

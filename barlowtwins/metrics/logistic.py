@@ -1,9 +1,9 @@
-"""A linear classifier on features, trained to convergence: multinomial logistic regression with an L2 penalty.
+"""Multinomial logistic regression with an L2 penalty, trained to convergence.
 
-    minimise over W, b:   mean over rows of -log softmax(x W' + b)[label]  +  l2 / 2 |W|^2
+    minimize over W, b:   mean over rows of -log softmax(x W' + b)[label]  +  l2 / 2 |W|^2
 
-The problem is convex, so the answer is a function of the data and `l2` alone: no seed, no schedule, no lucky epoch.
-Features are standardised first, so that one penalty suits them all; the result is for the features as they were.
+The problem is convex, so the result depends only on the data and `l2`, not on a seed or a schedule. Features are
+standardized first, so that one penalty suits all of them; the result applies to the original features.
 """
 
 # N rows, D features, K classes
@@ -22,9 +22,9 @@ __all__ = ["L2_GRID", "Fit", "Trial", "fit_logistic", "fit_path", "sweep"]
 
 L2_GRID = tuple(10 ** (exponent / 2) for exponent in range(0, -13, -1))  # 1, 0.32, 0.1, ... 1e-6
 TOLERANCE = 1e-5
-COARSE = 1e-3  # tolerance of trials, a tenth of the steps: accuracies move by less than 0.1 %, far below their spread
+COARSE = 1e-3  # tolerance of trials; a tenth of the steps, and accuracies change by less than 0.1 %
 MOST_STEPS = 1000
-PATIENCE = 3  # penalties in a row, each weaker, that do worse than the best: then weaker ones do not help
+PATIENCE = 3  # stop after this many weaker penalties in a row that are worse than the best
 
 
 class Fit(NamedTuple):
@@ -36,7 +36,7 @@ class Fit(NamedTuple):
     """(K,) float64."""
     l2: float
     loss: float
-    """Of the rows it was trained on, the penalty included."""
+    """On the training rows, including the penalty."""
     steps: int
     """Iterations of L-BFGS."""
     converged: bool
@@ -47,7 +47,7 @@ class Fit(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One value of the penalty, and what it gave on rows that were held out."""
+    """A value of the penalty and its result on held-out rows."""
 
     l2: float
     top1: float
@@ -57,7 +57,7 @@ class Trial(NamedTuple):
 
 
 def fit_logistic(features: Tensor, labels: Tensor, *, num_classes: int, l2: float, tolerance: float = TOLERANCE) -> Fit:
-    """Train a linear classifier to convergence; see `fit_path`, of which this is one point."""
+    """Train a linear classifier to convergence; see `fit_path`."""
     return next(fit_path(features, labels, num_classes=num_classes, penalties=(l2,), tolerance=tolerance))
 
 
@@ -65,20 +65,20 @@ def fit_logistic(features: Tensor, labels: Tensor, *, num_classes: int, l2: floa
 def fit_path(
     features: Tensor, labels: Tensor, *, num_classes: int, penalties: Sequence[float], tolerance: float = TOLERANCE
 ) -> Iterator[Fit]:
-    """Train a linear classifier for each penalty, from strong to weak, each beginning where the one before ended.
+    """Train a linear classifier for each penalty, from strong to weak, each starting from the previous result.
 
-    L-BFGS in float64, where the features are, in coordinates in which the Hessian is nearly the identity.
+    Uses L-BFGS in float64 on the device of the features, in coordinates where the Hessian is close to the identity.
 
     Args:
         features: (N, D), all finite.
         labels: (N,) int64, 0 to K - 1.
         num_classes: K.
-        penalties: values of `l2`, 0 or more, for standardised features.
-        tolerance: largest entry of the gradient, in those coordinates, at which a fit has converged: the loss is then
-            about K D tolerance^2 / 2 above its minimum, at most.
+        penalties: values of `l2`, 0 or more, for standardized features.
+        tolerance: a fit has converged when no entry of the gradient, in those coordinates, is larger. The loss is then
+            at most about K D tolerance^2 / 2 above its minimum.
 
     Raises:
-        ConfigError: a negative penalty.
+        ConfigError: a penalty is negative.
     """
     if not min(penalties) >= 0:
         raise ConfigError(f"the L2 penalty is {min(penalties)}; it must not be negative")
@@ -94,16 +94,16 @@ def fit_path(
 def sweep(
     features: Tensor, labels: Tensor, aside: Tensor, *, num_classes: int, penalties: Sequence[float] = L2_GRID
 ) -> Iterator[Trial]:
-    """Try penalties, from strong to weak, on rows that the classifier was not trained on.
+    """Evaluate penalties, from strong to weak, on held-out rows.
 
     Args:
         features, labels, num_classes: as for `fit_path`.
-        aside: (N,) bool, the rows to judge by; the others are trained on.
-        penalties: values of `l2`; the weakest are left out once three in a row did worse than the best.
+        aside: (N,) bool, the held-out rows; the others are for training.
+        penalties: values of `l2`; the search stops once three in a row are worse than the best.
 
     Yields:
-        A trial for each penalty. The best has the highest `top1`, and the strongest penalty among equals: it comes
-        first, so `max(trials, key=lambda trial: trial.top1)` finds it.
+        A trial for each penalty. `max(trials, key=lambda trial: trial.top1)` is the best one, with the strongest
+        penalty among equals.
     """
     best, since = -1.0, 0
     path = fit_path(features[~aside], labels[~aside], num_classes=num_classes, penalties=penalties, tolerance=COARSE)
@@ -117,21 +117,21 @@ def sweep(
 
 
 class _Basis(NamedTuple):
-    """Coordinates in which features have mean 0, are uncorrelated, and |W| is what it is for standardised features."""
+    """Coordinates in which features have mean 0 and no correlation, and |W| equals that of standardized features."""
 
     mean: Tensor
     """(D,)"""
     turn: Tensor
     """(D, D): scale to standard deviation 1, then rotate to the principal axes."""
     variance: Tensor
-    """(D,) along these."""
+    """(D,), along the principal axes."""
 
     @classmethod
     def of(cls, features: Tensor) -> _Basis:
         features = features.double()
         std, mean = torch.std_mean(features, dim=0, correction=0)
-        varies = std > 1e-12 * features.abs().amax(0)  # rounding makes a constant vary a little
-        std = torch.where(varies, std, 1.0)  # a constant feature is only centred
+        varies = std > 1e-12 * features.abs().amax(0)  # rounding makes constants vary slightly
+        std = torch.where(varies, std, 1.0)  # constant features are only centered
         x = (features - mean) / std
         variance, axes = torch.linalg.eigh(x.T @ x / len(x))
         return cls(mean, axes / std[:, None], variance.clamp(min=0))
@@ -140,7 +140,7 @@ class _Basis(NamedTuple):
         return (features.double() - self.mean) @ self.turn
 
     def leave(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """A classifier of `apply(features)` -> the same one of features as they were."""
+        """Convert a classifier of `apply(features)` to one of the original features."""
         weight = weight @ self.turn.T
         return weight, bias - weight @ self.mean
 
@@ -148,13 +148,13 @@ class _Basis(NamedTuple):
 def _descend(
     x: Tensor, variance: Tensor, truth: Tensor, weight: Tensor, bias: Tensor, l2: float, tolerance: float
 ) -> tuple[float, int, bool]:
-    """Move `weight` (K, D) and `bias` (K,) to the minimum, in place; gives the loss, the steps, and if it converged.
+    """Move `weight` (K, D) and `bias` (K,) to the minimum, in place; return loss, steps and convergence.
 
     The Hessian of the loss is about p (1 - p) times the covariance of x, which is diagonal here, plus the penalty.
-    L-BFGS therefore moves u = W * sqrt(that diagonal), for which it is about the identity.
+    L-BFGS works on u = W * sqrt(that diagonal), for which the Hessian is close to the identity.
     """
     classes = len(bias)
-    curvature = (classes - 1) / classes**2  # p (1 - p) where all classes are equally likely, as at the start
+    curvature = (classes - 1) / classes**2  # p (1 - p) for equally likely classes, as at the start
     scale = (curvature * variance + l2).sqrt()  # (D,)
     scale = torch.where(scale > 0, scale, 1.0)
     u, c = weight * scale, bias * curvature**0.5
@@ -178,7 +178,7 @@ def _descend(
         return -(log_p * truth).sum() / len(x) + l2 / 2 * weight.square().sum()
 
     optimizer.step(loss_and_gradient)
-    loss = loss_and_gradient()  # where it ended, which need not be the last point that the line search tried
+    loss = loss_and_gradient()  # at the final point; the line search may have tried others later
     assert u.grad is not None and c.grad is not None
     steepest = max(u.grad.abs().max().item(), c.grad.abs().max().item())
     return loss.item(), optimizer.state[u]["n_iter"], steepest <= tolerance

@@ -1,6 +1,6 @@
-"""How good predictions are: top-1 with its confidence interval, top-5, each class, and what is taken for what."""
+"""Scores of predictions: top-1 with a confidence interval, top-5, per class, and the confusion matrix."""
 
-# n images of a batch, K classes
+# n images in a batch, K classes
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ from barlowtwins.core.printing import plural
 
 __all__ = ["Scores", "Tally", "wilson_interval"]
 
-CONFUSIONS = 3  # that a summary names
-DENSE = 1000  # classes up to which the record has the whole matrix; of 6,000 that would be 300 MB of zeros
-BLOCK = 1 << 22  # logits that are ranked at a time
+CONFUSIONS = 3  # number that a summary lists
+DENSE = 1000  # classes up to which the record has the whole matrix; 6,000 classes would take 300 MB
+BLOCK = 1 << 22  # logits to rank at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a classifier gets right on labelled images; percentages are of the readable ones."""
+    """Results of a classifier on labeled images; percentages refer to the readable images."""
 
     images: int
-    """That were classified."""
+    """Number of classified images."""
     unreadable: int
-    """That could not be read, and are not counted."""
+    """Number of unreadable images, which are not counted."""
     top1: float
-    """Percent whose class is the first."""
+    """Percentage of images whose class ranks first."""
     interval: tuple[float, float]
     """95 % confidence interval of `top1` (Wilson), in percent."""
     top5: float | None
-    """Percent whose class is among the first five; None with five classes or fewer, where it says nothing."""
+    """Percentage of images whose class ranks among the first five; None with five classes or fewer."""
     per_class: dict[str, float | None]
-    """Percent right of each class's images; None for a class without any."""
+    """Accuracy of each class in percent; None for a class without images."""
     cells: npt.NDArray[np.int64]
-    """(M, 3): class, taken for, how often. The pairs of classes that occur, in this order; at most one per image."""
+    """(M, 3): true class, predicted class, count, for the pairs that occur, sorted."""
 
     @property
     def confusion(self) -> npt.NDArray[np.int64]:
-        """(K, K): row k counts what the images of class k are taken for. Made on request: K squared numbers."""
+        """(K, K): row k counts the predictions for images of class k. Computed on request."""
         matrix = np.zeros((len(self.per_class),) * 2, np.int64)
         matrix[self.cells[:, 0], self.cells[:, 1]] = self.cells[:, 2]
         return matrix
 
     @property
     def confusions(self) -> list[tuple[str, str, int]]:
-        """The most frequent mistakes: class, taken for, how often."""
+        """The most frequent mistakes: true class, predicted class, count."""
         wrong = self.cells[self.cells[:, 0] != self.cells[:, 1]]
         names = list(self.per_class)
         most = wrong[np.argsort(-wrong[:, 2], kind="stable")[:CONFUSIONS]]
         return [(names[row], names[column], count) for row, column, count in most.tolist()]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them: the confusion as a matrix, or beyond 1,000 classes as the pairs that occur."""
+        """Return the fields as JSON values; above 1,000 classes the confusion is a list of pairs instead of a matrix."""
         dense = len(self.per_class) <= DENSE
         return {
             "top1": self.top1,
@@ -73,18 +73,18 @@ class Scores:
         }
 
     def summary(self) -> str:
-        """What a person is told."""
+        """Return the scores as text."""
         low, high = self.interval
         lines = [f"top-1 {self.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}) of {plural(self.images, 'image')}"]
         if self.top5 is not None:
             lines[0] += f", top-5 {self.top5:.2f} %"
         if self.unreadable:
-            lines.append(f"left out: {plural(self.unreadable, 'image')} that could not be read")
+            lines.append(f"skipped: {plural(self.unreadable, 'unreadable image')}")
         known = {name: value for name, value in self.per_class.items() if value is not None}
         worst = sorted(known, key=lambda name: known[name])[:CONFUSIONS]
-        lines.append("hardest classes: " + ", ".join(f"{name} {known[name]:.1f} %" for name in worst))
+        lines.append("lowest accuracy: " + ", ".join(f"{name} {known[name]:.1f} %" for name in worst))
         if self.confusions:
-            mistakes = (f"{name} taken for {other} ({count})" for name, other, count in self.confusions)
+            mistakes = (f"{name} classified as {other} ({count})" for name, other, count in self.confusions)
             lines.append("most frequent mistakes: " + ", ".join(mistakes))
         return "\n".join(lines)
 
@@ -92,7 +92,7 @@ class Scores:
 class Tally:
     """Counts predictions batch by batch, in memory proportional to the pairs of classes that occur.
 
-    Both attributes are sums, so the tallies of several processes add up.
+    Both attributes are sums, so those of several processes can be added.
 
     Args:
         classes: K.
@@ -111,8 +111,7 @@ class Tally:
         """Count a batch.
 
         Args:
-            logits: (n, K); of equal ones the first counts as the higher. A row that is not finite is an image that
-                could not be read.
+            logits: (n, K); among equal ones the first ranks higher. A row that is not finite is an unreadable image.
             labels: (n,) int64, 0 to K - 1.
         """
         rows = max(1, BLOCK // self.classes)
@@ -129,7 +128,7 @@ class Tally:
         self.others[0] += int((ranked == labels[:, None]).any(1).sum())
 
     def scores(self, classes: Sequence[str]) -> Scores:
-        """What was counted.
+        """Return the scores of all counted batches.
 
         Args:
             classes: K names.
@@ -141,7 +140,7 @@ class Tally:
         cells = np.column_stack([*divmod(counted[:, 0], self.classes), counted[:, 1]])  # (M, 3)
         images = int(cells[:, 2].sum())
         if not images:
-            raise DataError("there is no readable image to classify; `barlowtwins check` says why")
+            raise DataError("there is no readable image to classify; run `barlowtwins check` to find out why")
         on_diagonal = cells[cells[:, 0] == cells[:, 1]]
         right, each = np.zeros((2, self.classes), np.int64)
         right[on_diagonal[:, 0]] = on_diagonal[:, 2]
@@ -163,13 +162,13 @@ class Tally:
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a proportion (Wilson 1927), in percent: unlike p +- 2 s it stays within 0 to 100.
+    """Return the 95 % Wilson interval of a proportion in percent; unlike p +- 2 s it stays within 0 to 100.
 
     Args:
         right: 0 to `count`.
         count: 1 or more.
     """
-    z = 1.959963984540054  # 97.5 % of a normal distribution lie below
+    z = 1.959963984540054  # 97.5 % quantile of the normal distribution
     p, shrink = right / count, 1 + z**2 / count
     middle = (p + z**2 / (2 * count)) / shrink
     half = z / shrink * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))

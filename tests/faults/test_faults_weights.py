@@ -230,7 +230,7 @@ def test_20_another_architecture_is_told_by_counts_and_examples(
     )
     assert f"{missing} missing (layer1.1.conv1.weight, " in str(caught.value)
     assert f"{reshaped} of another shape (conv1.weight (32, 3, 7, 7) instead of (64, 3, 7, 7), " in str(caught.value)
-    with pytest.raises(WeightsError, match=rf"is a {TINY}, which does not fit this resnet18: use the entry embedder"):
+    with pytest.raises(WeightsError, match=rf"is a {TINY}, not a resnet18; load it with the entry embedder"):
         resnet18(weights=_write(tmp_path / "tiny.pth", saved(STATE)))
 
 
