@@ -60,7 +60,7 @@ class Scores:
         return [(names[row], names[column], count) for row, column, count in most.tolist()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; above 1,000 classes the confusion is a list of pairs instead of a matrix."""
+        """Return the fields as JSON values; above 1,000 classes the confusion is a list of pairs."""
         dense = len(self.per_class) <= DENSE
         return {
             "top1": self.top1,
