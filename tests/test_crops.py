@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.evaluate.crops import CropFlip, LabelledReader
-from barlowtwins.evaluate.labelled import open_labelled
+from barlowtwins.evaluate.crops import CropFlip, LabeledReader
+from barlowtwins.evaluate.labeled import open_labeled
 from barlowtwins.views.augmentation import Augmentation, draw_view, rng_for
 from barlowtwins.views.twins import Rows
 
@@ -60,8 +60,8 @@ def test_the_scale_bounds_the_crops() -> None:
 
 
 def test_the_reader_pairs_images_with_their_labels(tmp_path: Path) -> None:
-    train = open_labelled(str(tiny.write_images(tmp_path, 8, classes=2)), split="train")
-    reader = pickle.loads(pickle.dumps(LabelledReader(train, CropFlip(tiny.TINY, seed=4))))
+    train = open_labeled(str(tiny.write_images(tmp_path, 8, classes=2)), split="train")
+    reader = pickle.loads(pickle.dumps(LabeledReader(train, CropFlip(tiny.TINY, seed=4))))
     batch = reader[Rows(0, 0, (5, 0, 7))]
     assert batch.labels.tolist() == train.labels[[5, 0, 7]].tolist()
     assert batch.images.shape == (3, 3, 8, 8) and not batch.exhausted
@@ -70,13 +70,13 @@ def test_the_reader_pairs_images_with_their_labels(tmp_path: Path) -> None:
 
 def test_another_image_stands_in_for_an_unreadable_one_with_its_own_label(tmp_path: Path) -> None:
     tiny.write_images(tmp_path, 8, classes=2)
-    train = open_labelled(str(tmp_path), split="train")
+    train = open_labeled(str(tmp_path), split="train")
     colours = [30 * index for index in range(8)]  # so that an image says which one it is
     for index, level in enumerate(colours):
         Image.new("RGB", (8, 8), (level, 0, 0)).save(train.source.path(index))
     for bad in (2, 3):
         train.source.path(bad).write_bytes(b"")
-    reader = LabelledReader(train, CropFlip(Preprocessing(8, None, mean=(0.0,) * 3, std=(1.0,) * 3)))
+    reader = LabeledReader(train, CropFlip(Preprocessing(8, None, mean=(0.0,) * 3, std=(1.0,) * 3)))
     for epoch in range(6):
         batch = reader[Rows(0, epoch, (2, 5, 3))]
         assert {2, 3} <= set(batch.unreadable) and not batch.exhausted

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from barlowtwins.core.errors import DataError
-from barlowtwins.evaluate.draws import balanced_draw, few_shot, held_out
+from barlowtwins.evaluate.draws import balanced_draw, few_shot, set_aside
 
 Labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 
@@ -60,6 +60,6 @@ def test_few_shot_takes_as_many_of_each(labels: np.ndarray, seed: int) -> None:
 
 @given(Labels, st.floats(0, 1), st.integers(0, 3))
 def test_a_fraction_of_each_class_is_held_out(labels: np.ndarray, fraction: float, seed: int) -> None:
-    aside = held_out(labels, fraction, seed=seed)
+    aside = set_aside(labels, fraction, seed=seed)
     for k in np.unique(labels):
         assert aside[labels == k].sum() == int(fraction * (labels == k).sum())

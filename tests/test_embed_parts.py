@@ -155,7 +155,7 @@ def test_parts_do_not_overwrite_and_do_not_mix(config: EmbedConfig, tmp_path: Pa
 def test_a_part_and_a_whole_run_refuse_each_other_and_parts_do_not(
     config: EmbedConfig, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes]
 ) -> None:
-    monkeypatch.setattr(embed_job, "PATIENCE", 0.1)
+    monkeypatch.setattr(embed_job, "LOCK_PATIENCE", 0.1)
     with FolderLock(config.out), pytest.raises(RunLockedError, match=f"in use by process {os.getpid()}"):
         embed_part(config, "1/2")
     with FolderLock(config.out, ".part-1-of-2.lock"):

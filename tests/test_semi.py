@@ -15,7 +15,7 @@ from barlowtwins.config import FinetuneConfig, SemiConfig
 from barlowtwins.core.errors import DataError, DownloadError, UsageError
 from barlowtwins.data.sources import FileSource
 from barlowtwins.evaluate.finetune import evaluate_finetune
-from barlowtwins.evaluate.labelled import Labelled, open_labelled
+from barlowtwins.evaluate.labeled import LabeledImages, open_labeled
 from barlowtwins.evaluate.semi import (
     IMAGENET_LISTS,
     PublishedList,
@@ -27,17 +27,17 @@ from barlowtwins.evaluate.semi import (
 )
 
 
-def shapes(images: int = 500) -> Labelled:
-    return open_labelled(f"shapes:{images}", split="train")
+def shapes(images: int = 500) -> LabeledImages:
+    return open_labeled(f"shapes:{images}", split="train")
 
 
-def imagenet(tmp_path: Path, each: int = 2) -> Labelled:
+def imagenet(tmp_path: Path, each: int = 2) -> LabeledImages:
     """A listing with ImageNet's layout; no file of it exists."""
     classes = [f"n{number:08}" for number in range(1000)]
     keys = [f"{name}/{name}_{number}.JPEG" for name in classes for number in range(each)]
     source = FileSource("imagenet", tmp_path, keys, [key.split("/")[0] for key in keys])
     assert source.labels is not None
-    return Labelled(source, source.labels, source.classes)
+    return LabeledImages(source, source.labels, source.classes)
 
 
 # Drawing --------------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_it_is_fine_tuning_on_the_images_that_were_drawn(tmp_path: Path) -> None
     assert record["draw"] == {"percent": 20.0, "images": 12, "seed": 0}
     assert record["hyperparameters"]["batch_size"] == 4
 
-    train = open_labelled(str(images), split="train")
+    train = open_labeled(str(images), split="train")
     drawn = draw_fraction(train, "20", seed=0, cache=tmp_path).indices
     alone = tmp_path / "alone"
     for index in drawn:

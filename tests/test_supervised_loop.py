@@ -26,10 +26,10 @@ from torchvision.models.resnet import ResNet
 from barlowtwins.config import FinetuneConfig, KNNConfig, LinearConfig, SemiConfig
 from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import CheckpointError, ConfigError, OutputError, TrainingError
-from barlowtwins.evaluate.crops import CropFlip, LabelledReader
+from barlowtwins.evaluate.crops import CropFlip, LabeledReader
 from barlowtwins.evaluate.finetune import evaluate_finetune
 from barlowtwins.evaluate.knn import evaluate_knn
-from barlowtwins.evaluate.labelled import Labelled, open_labelled, open_pair
+from barlowtwins.evaluate.labeled import LabeledImages, open_labeled, open_pair
 from barlowtwins.evaluate.linear import evaluate_linear
 from barlowtwins.evaluate.protocols import FINE_TUNING, PUBLISHED_LINEAR, Protocol, fine_tuning, learning_rate
 from barlowtwins.evaluate.semi import evaluate_semi
@@ -58,8 +58,8 @@ def network(weights: Path, classes: int = 10) -> ResNet:
     return net
 
 
-def shapes(images: int = 50) -> Labelled:
-    return open_labelled(f"shapes:{images}", split="train")
+def shapes(images: int = 50) -> LabeledImages:
+    return open_labeled(f"shapes:{images}", split="train")
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ def test_little_data_is_passed_over_more_often_unless_told() -> None:
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
-def by_hand(net: ResNet, train: Labelled, protocol: Protocol, *, frozen: bool) -> None:
+def by_hand(net: ResNet, train: LabeledImages, protocol: Protocol, *, frozen: bool) -> None:
     """What the loop should do, in the plainest words: one optimiser for the head, one for what lies below."""
     n = protocol.batch_size
     head = torch.optim.SGD(net.fc.parameters(), lr=1, momentum=0.9, weight_decay=protocol.weight_decay)
@@ -137,7 +137,7 @@ def by_hand(net: ResNet, train: Labelled, protocol: Protocol, *, frozen: bool) -
     body = torch.optim.SGD(rest, lr=1, momentum=0.9, weight_decay=protocol.weight_decay)
     net.eval() if frozen else net.train()
     per_epoch = len(train.source) // n
-    reader = LabelledReader(train, CropFlip(HOW, scale=protocol.crop_scale))
+    reader = LabeledReader(train, CropFlip(HOW, scale=protocol.crop_scale))
     for rows in plan_batches(len(train.source), n, seed=0, start=0, stop=protocol.epochs * per_epoch):
         batch = reader[rows]
         net.zero_grad()
@@ -173,7 +173,7 @@ def test_a_frozen_backbone_stays_as_it_is_to_the_bit(weights: Path) -> None:
 
 def test_a_tiny_set_is_learned_by_heart(weights: Path, tmp_path: Path) -> None:
     """Eight images of noise, of four classes, that nothing but memory can tell apart."""
-    train = open_labelled(str(tiny.write_images(tmp_path, 8, classes=4)), split="train")
+    train = open_labeled(str(tiny.write_images(tmp_path, 8, classes=4)), split="train")
     protocol = Protocol("test", 60, 8, 3.0, 1.0, 0.0, "warm-up", (1.0, 1.0))
     net = network(weights, classes=4)
     trained = train_classifier(net, train, protocol, COMMON)
@@ -320,7 +320,7 @@ def test_the_saved_classifier_is_the_one_that_was_judged(weights: Path, tmp_path
 
 
 def test_too_many_unreadable_images_end_it_and_a_few_do_not(weights: Path, tmp_path: Path) -> None:
-    train = open_labelled(str(tiny.write_images(tmp_path, 40, classes=4)), split="train")
+    train = open_labeled(str(tiny.write_images(tmp_path, 40, classes=4)), split="train")
     train.source.path(3).write_bytes(b"")
     net = network(weights, classes=4)
     trained = train_classifier(net, train, FAST, dataclasses.replace(COMMON, max_bad=0.05))
@@ -360,7 +360,7 @@ def test_a_checkpoint_of_something_else_is_refused(weights: Path, tmp_path: Path
 def test_batches_that_do_not_fit_are_refused_with_numbers(weights: Path) -> None:
     with pytest.raises(ConfigError, match="batch size 16 is not divisible by 3 processes; try 15"):
         train_classifier(network(weights), shapes(), FAST, LoopOptions(HOW, World(0, 3, torch.device("cpu"))))
-    one = Labelled(shapes().source, shapes().labels, shapes().classes)
+    one = LabeledImages(shapes().source, shapes().labels, shapes().classes)
     with pytest.raises(ConfigError, match="too few to train on"):
         train_classifier(network(weights), one, Protocol("test", 1, 1, 0.1, 0.1, 0, "cosine"), COMMON)
 

@@ -47,7 +47,7 @@ __all__ = ["EmbedJob", "runtime_of"]
 
 SHARDS = "shards"
 WHOLE_LOCK, JOIN_LOCK, PART_LOCK = ".lock", ".join.lock", ".part-{}.lock"
-PATIENCE = 20.0  # seconds for what others hold for a moment
+LOCK_PATIENCE = 20.0  # seconds for what others hold for a moment
 
 RECORD = {  # of job.json and meta.json; how messages call them
     "weights_sha256": "weights",
@@ -158,7 +158,7 @@ class EmbedJob:
     def _patiently(self, lock: str) -> Iterator[None]:
         """A lock that others should hold for a moment only."""
         with contextlib.ExitStack() as stack:
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + LOCK_PATIENCE
             while True:
                 try:
                     stack.enter_context(self.place.hold(lock))

@@ -32,9 +32,9 @@ from barlowtwins.data.tars import TarSource
 from barlowtwins.embedding.runtime import Runtime, choose_runtime, require_runtime
 from barlowtwins.zoo.weights import load_weights
 
-__all__ = ["Embedder", "Images", "Rows", "extract", "load_embedder", "unit_length"]
+__all__ = ["Embedder", "FeatureArray", "Images", "extract", "load_embedder", "unit_length"]
 
-Rows: TypeAlias = npt.NDArray[np.float32]
+FeatureArray: TypeAlias = npt.NDArray[np.float32]
 Images: TypeAlias = "Source | ImageLike | Sequence[ImageLike | bytes] | torch.Tensor"
 Progressing: TypeAlias = "bool | Callable[[int, int], object] | None"
 
@@ -105,7 +105,7 @@ class Embedder:
         normalize: bool = False,
         progress: Progressing = None,
         workers: int | None = None,
-    ) -> Rows:
+    ) -> FeatureArray:
         """Embed images; row i belongs to image i.
 
         Args:
@@ -164,7 +164,7 @@ class Embedder:
                 f"out of memory on {self.device} with {len(images)} images; try --batch-size {half}"
             ) from error
 
-    def embed(self, batch: Batch) -> tuple[Rows, dict[int, Unreadable]]:
+    def embed(self, batch: Batch) -> tuple[FeatureArray, dict[int, Unreadable]]:
         """Features (n, D) of a batch, and by row what has none; those rows are NaN."""
         features = self.forward(batch.images).numpy().copy()
         failed = dict(batch.failed)
@@ -239,7 +239,7 @@ def extract(
     batch_size: int = 64,
     workers: int | None = None,
     progress: Progressing = None,
-) -> tuple[Rows, npt.NDArray[np.bool_]]:
+) -> tuple[FeatureArray, npt.NDArray[np.bool_]]:
     """Embed a whole source into memory.
 
     Args:
@@ -259,7 +259,7 @@ def extract(
     return features, good
 
 
-def unit_length(features: Rows) -> Rows:
+def unit_length(features: FeatureArray) -> FeatureArray:
     """Scale each row (N, D) to length 1; rows of zeros and of NaN stay as they are."""
     length = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     return (features / np.where(length > 0, length, 1)).astype(np.float32)
@@ -271,7 +271,7 @@ def _read_and_collect(
     batch_size: int,
     workers: int | None,
     progress: Progressing,
-) -> tuple[Rows, dict[int, Unreadable]]:
+) -> tuple[FeatureArray, dict[int, Unreadable]]:
     plan = ranges(0, len(source), batch_size)
     if workers is None:
         workers = _worth_workers(source)
@@ -282,7 +282,7 @@ def _read_and_collect(
 
 def _collect(
     embedder: Embedder, batches: Iterable[Batch], total: int, progress: Progressing
-) -> tuple[Rows, dict[int, Unreadable]]:
+) -> tuple[FeatureArray, dict[int, Unreadable]]:
     """Run the batches, which cover rows 0..total, through the network."""
     features = np.empty((total, embedder.dim), dtype=np.float32)
     failed: dict[int, Unreadable] = {}

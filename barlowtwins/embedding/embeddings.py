@@ -49,7 +49,7 @@ LAYOUT = 1  # version of these files
 LONGEST_HEAD = 1 << 20  # bytes of the JSON before the numbers of a safetensors file
 OK = "ok"  # status of a row that holds features; any other says why it is NaN
 
-KEEP = "surrogateescape"  # a path need not be valid Unicode: its bytes are kept
+PATH_ERRORS = "surrogateescape"  # a path need not be valid Unicode: its bytes are kept
 
 
 class IndexRow(NamedTuple):
@@ -146,7 +146,7 @@ def write_features(file: IO[bytes], form: str, blocks: Iterable[Block], rows: in
 
 def write_index(file: IO[bytes], entries: Iterable[IndexRow]) -> None:
     """Write the lines of `index.csv` into a binary file."""
-    text = io.TextIOWrapper(file, encoding="utf-8", errors=KEEP, newline="")
+    text = io.TextIOWrapper(file, encoding="utf-8", errors=PATH_ERRORS, newline="")
     write_row = row_writer(text)
     write_row(IndexRow._fields)
     for entry in entries:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Literal, TypeAlias, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from barlowtwins.core.errors import ConfigError, WeightsError
 from barlowtwins.data.preprocess import Preprocessing
@@ -16,7 +15,6 @@ from barlowtwins.embedding import compiled, onnx_runtime
 __all__ = ["Runtime", "choose_runtime", "require_runtime", "what_pays"]
 
 Runtime: TypeAlias = Literal["torch", "onnx", "compiled"]
-Program: TypeAlias = Callable[[Tensor], Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ def choose_runtime(
     device: torch.device,
     precision: str,
     images: int | None,
-) -> tuple[Runtime, Program | None]:
+) -> tuple[Runtime, onnx_runtime.Program | None]:
     """The runtime, and what it makes of the backbone; None where torch runs it as it is.
 
     Args:
@@ -78,7 +76,7 @@ def _program(
     sha256: str,
     device: torch.device,
     precision: str,
-) -> Program | None:
+) -> onnx_runtime.Program | None:
     if runtime == "onnx" and (device.type != "cpu" or precision != "fp32"):
         raise ConfigError(f"--runtime onnx runs in fp32 on a CPU, not in {precision} on {device}; use --runtime torch")
     if runtime == "onnx":

@@ -21,7 +21,7 @@ from barlowtwins.core.readers import UnsoundFile, read_arrays
 from barlowtwins.data.batches import open_batches, ranges
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.sources import Source
-from barlowtwins.embedding.embedder import Embedder, Rows, unit_length
+from barlowtwins.embedding.embedder import Embedder, FeatureArray, unit_length
 
 __all__ = ["SHARD_ROWS", "Shard", "embed_shards", "plan_shards", "read_failures", "read_features"]
 
@@ -97,7 +97,7 @@ def embed_shards(
             _write(shard.path(folder), features, failed)
 
 
-def _write(path: Path, features: Rows, failed: dict[int, Unreadable]) -> None:
+def _write(path: Path, features: FeatureArray, failed: dict[int, Unreadable]) -> None:
     """Features (n, D), and the rows of the source that failed with the reasons; the zip format adds checksums."""
     with atomic_write(path) as file:
         np.savez(
@@ -108,7 +108,7 @@ def _write(path: Path, features: Rows, failed: dict[int, Unreadable]) -> None:
         )
 
 
-def read_features(shard: Shard, folder: Path) -> Rows:
+def read_features(shard: Shard, folder: Path) -> FeatureArray:
     """The features (n, D) of a shard.
 
     Raises:

@@ -29,11 +29,11 @@ from barlowtwins.core.errors import OutputError
 from barlowtwins.core.files import atomic_write
 from barlowtwins.core.printing import plural
 from barlowtwins.data.open import Source, open_source
-from barlowtwins.embedding.embedder import Embedder, Rows
-from barlowtwins.embedding.embeddings import KEEP, OK, row_writer
+from barlowtwins.embedding.embedder import Embedder, FeatureArray
+from barlowtwins.embedding.embeddings import OK, PATH_ERRORS, row_writer
 from barlowtwins.embedding.shards import SHARD_ROWS, Shard, read_failures, read_features
 from barlowtwins.evaluate.features import make_shards
-from barlowtwins.evaluate.labelled import labels_within
+from barlowtwins.evaluate.labeled import labels_within
 from barlowtwins.metrics.scores import Scores, Tally
 from barlowtwins.runs.job_folder import JobFolder, open_job
 from barlowtwins.zoo.heads import load_classifier, tensors_digest
@@ -134,7 +134,7 @@ def _write(
     labels = labels_within(classes, source) if comparable else None
     tally, counts, failed = Tally(len(classes)), Counter[str](), 0
     with atomic_write(config.out) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", errors=KEEP, newline="")
+        text = io.TextIOWrapper(file, encoding="utf-8", errors=PATH_ERRORS, newline="")
         write_row = row_writer(text)
         write_row([*HEADS, *(f"{head}_{place}" for place in range(2, k + 1) for head in HEADS[-2:])])
         for shard in shards:
@@ -153,7 +153,7 @@ def _write(
     return ClassifyResult(config.out, len(source), failed, dict(counts.most_common()), 0.0, scores)
 
 
-def _most_probable(logits: Rows, classes: Sequence[str], k: int) -> Iterator[list[str]]:
+def _most_probable(logits: FeatureArray, classes: Sequence[str], k: int) -> Iterator[list[str]]:
     """For each row of (n, K): the first class and its probability, the second and its own, ... k of them."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)

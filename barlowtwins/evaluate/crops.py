@@ -11,11 +11,11 @@ from PIL import Image
 
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.preprocess import INTERPOLATIONS, ImageLike, Preprocessing, as_image, to_tensor
-from barlowtwins.evaluate.labelled import Labelled
+from barlowtwins.evaluate.labeled import LabeledImages
 from barlowtwins.views.augmentation import Augmentation, draw_view, rng_for
 from barlowtwins.views.twins import Reading, Rows
 
-__all__ = ["CropFlip", "LabelledBatch", "LabelledReader"]
+__all__ = ["CropFlip", "LabeledBatch", "LabeledReader"]
 
 
 class CropFlip:
@@ -54,7 +54,7 @@ class CropFlip:
         return to_tensor(view, how.mean, how.std)
 
 
-class LabelledBatch(NamedTuple):
+class LabeledBatch(NamedTuple):
     """What a process learns from in one step."""
 
     rows: Rows
@@ -68,7 +68,7 @@ class LabelledBatch(NamedTuple):
     """No replacement could be read either."""
 
 
-class LabelledReader:
+class LabeledReader:
     """Reads and crops the images of `Rows`, in whichever process it is called.
 
     Args:
@@ -76,10 +76,10 @@ class LabelledReader:
         transform: what makes a view of an image.
     """
 
-    def __init__(self, train: Labelled, transform: CropFlip) -> None:
+    def __init__(self, train: LabeledImages, transform: CropFlip) -> None:
         self.source, self.labels, self.transform = train.source, train.labels, transform
 
-    def __getitem__(self, rows: Rows) -> LabelledBatch:
+    def __getitem__(self, rows: Rows) -> LabeledBatch:
         how, n = self.transform.preprocessing, len(rows.indices)
         images = torch.zeros(n, how.channels, how.image_size, how.image_size)  # (n, C, S, S)
         classes = torch.zeros(n, dtype=torch.int64)
@@ -87,4 +87,4 @@ class LabelledReader:
         for place, index, read, image in reading:
             images[place] = self.transform(image, epoch=rows.epoch, index=index)
             classes[place] = int(self.labels[read])
-        return LabelledBatch(rows, images, classes, reading.unreadable, reading.exhausted)
+        return LabeledBatch(rows, images, classes, reading.unreadable, reading.exhausted)

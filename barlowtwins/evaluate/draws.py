@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from barlowtwins.core.errors import DataError
 
-__all__ = ["balanced_draw", "few_shot", "held_out"]
+__all__ = ["balanced_draw", "few_shot", "set_aside"]
 
-Labels: TypeAlias = npt.NDArray[np.int64]
+ClassNumbers: TypeAlias = npt.NDArray[np.int64]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 
-def balanced_draw(labels: Labels, count: int, *, seed: int = 0) -> Indices:
+def balanced_draw(labels: ClassNumbers, count: int, *, seed: int = 0) -> Indices:
     """Draw `count` images, as many of each class as the classes have.
 
     Every class is drawn from before any is drawn from again, so numbers differ by one at most until a class runs out.
@@ -39,7 +39,7 @@ def balanced_draw(labels: Labels, count: int, *, seed: int = 0) -> Indices:
     return np.sort(drawn)
 
 
-def few_shot(labels: Labels, shots: int, *, seed: int = 0) -> Indices:
+def few_shot(labels: ClassNumbers, shots: int, *, seed: int = 0) -> Indices:
     """Draw `shots` images of each class, (K * shots,) indices, sorted.
 
     Raises:
@@ -54,7 +54,7 @@ def few_shot(labels: Labels, shots: int, *, seed: int = 0) -> Indices:
     return np.flatnonzero(place < shots)
 
 
-def held_out(labels: Labels, fraction: float, *, seed: int = 0) -> npt.NDArray[np.bool_]:
+def set_aside(labels: ClassNumbers, fraction: float, *, seed: int = 0) -> npt.NDArray[np.bool_]:
     """Set a fraction of each class aside, rounded down: a class of one image keeps it.
 
     Args:
@@ -69,7 +69,7 @@ def held_out(labels: Labels, fraction: float, *, seed: int = 0) -> npt.NDArray[n
     return place < np.floor(np.bincount(labels) * fraction)[labels]
 
 
-def _places(labels: Labels, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _places(labels: ClassNumbers, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """In a random order: each image's place among those of its class, and among all; (N,) both."""
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]  # class after class, each in the random order

@@ -22,12 +22,12 @@ from barlowtwins.embedding.embedder import Embedder
 from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
 from barlowtwins.evaluate.baselines import open_embedder
 from barlowtwins.evaluate.features import extract_features
-from barlowtwins.evaluate.labelled import labels_of, labels_within
+from barlowtwins.evaluate.labeled import labels_of, labels_within
 
-__all__ = ["LabelledFeatures", "PlannedPair", "open_embedded_pair", "plan_feature_pair"]
+__all__ = ["LabeledFeatures", "PlannedPair", "open_embedded_pair", "plan_feature_pair"]
 
 
-class LabelledFeatures(NamedTuple):
+class LabeledFeatures(NamedTuple):
     """Features, each with a class."""
 
     name: str
@@ -65,7 +65,7 @@ class PlannedPair(NamedTuple):
         meta = open_embeddings(data).meta
         return meta["data_fingerprint"], meta["weights_sha256"]
 
-    def features(self, folder: Path | None, world: World) -> tuple[LabelledFeatures, LabelledFeatures] | None:
+    def features(self, folder: Path | None, world: World) -> tuple[LabeledFeatures, LabeledFeatures] | None:
         """Embed what is not embedded yet, the processes taking turns.
 
         Args:
@@ -90,7 +90,7 @@ class PlannedPair(NamedTuple):
         learned, judged = (made.get(split) or _read(data) for split, data in self.parts.items())
         return _matched(learned, judged)
 
-    def _extract(self, source: Source, folder: Path | None, world: World) -> LabelledFeatures | None:
+    def _extract(self, source: Source, folder: Path | None, world: World) -> LabeledFeatures | None:
         assert self.embedder is not None  # there are images
         workers = default_workers() if self.config.workers is None else self.config.workers
         size = self.config.batch_size
@@ -99,7 +99,7 @@ class PlannedPair(NamedTuple):
             return None
         network = (self.embedder.sha256, self.embedder.preprocessing.to_dict())
         unreadable = int((~np.isfinite(features).all(axis=1)).sum())
-        return LabelledFeatures(
+        return LabeledFeatures(
             source.name, features, labels_of(source), source.classes, unreadable, self.embedder.name, network
         )
 
@@ -129,7 +129,7 @@ def plan_feature_pair(config: KNNConfig, device: torch.device) -> PlannedPair:
     return PlannedPair(config, parts, sources, embedder)
 
 
-def open_embedded_pair(train: str, val: str | None) -> tuple[LabelledFeatures, LabelledFeatures]:
+def open_embedded_pair(train: str, val: str | None) -> tuple[LabeledFeatures, LabeledFeatures]:
     """Open two EMB folders, to learn from and to judge by, both labelled by the classes of the first.
 
     Raises:
@@ -141,7 +141,7 @@ def open_embedded_pair(train: str, val: str | None) -> tuple[LabelledFeatures, L
     return _matched(_read(train), _read(val))
 
 
-def _matched(learned: LabelledFeatures, judged: LabelledFeatures) -> tuple[LabelledFeatures, LabelledFeatures]:
+def _matched(learned: LabeledFeatures, judged: LabeledFeatures) -> tuple[LabeledFeatures, LabeledFeatures]:
     """Both by the classes of the first, if they are of one network."""
     if learned.network != judged.network:
         raise ConfigError(
@@ -169,7 +169,7 @@ def _check(sources: Mapping[str, Source], k: int) -> None:
         labels_within(learned.classes, judged)
 
 
-def _read(folder: str) -> LabelledFeatures:
+def _read(folder: str) -> LabeledFeatures:
     """Of an EMB folder."""
     opened = open_embeddings(folder)
     meta = opened.meta
@@ -182,6 +182,6 @@ def _read(folder: str) -> LabelledFeatures:
             "that lie in a folder for each class, or a list with a label a line"
         )
     network = (meta["weights_sha256"], meta["preprocessing"])
-    return LabelledFeatures(
+    return LabeledFeatures(
         str(Path(folder)), opened.features, labels, classes, meta["failed"], meta["weights_name"], network
     )

@@ -13,7 +13,7 @@ from barlowtwins.core.errors import ConfigError, DataError, StoppedEarly
 from barlowtwins.core.progress import Progress
 from barlowtwins.core.signals import StopSignals
 from barlowtwins.data.sources import Source
-from barlowtwins.embedding.embedder import Embedder, Rows, extract
+from barlowtwins.embedding.embedder import Embedder, FeatureArray, extract
 from barlowtwins.embedding.shards import SHARD_ROWS, Shard, embed_shards, plan_shards, read_features
 
 __all__ = ["extract_features", "make_shards"]
@@ -21,7 +21,7 @@ __all__ = ["extract_features", "make_shards"]
 
 def extract_features(
     source: Source, embedder: Embedder, folder: Path | None, *, world: World, batch_size: int = 64, workers: int = 0
-) -> Rows | None:
+) -> FeatureArray | None:
     """Embed a source, the processes taking turns.
 
     Args:

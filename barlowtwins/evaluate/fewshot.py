@@ -21,7 +21,7 @@ class FewShot:
     """Accuracies over several draws of the same number of labelled images a class, in percent."""
 
     shots: int
-    """Labelled images of each class."""
+    """Labeled images of each class."""
     mean: float
     deviation: float
     """Standard deviation of one draw (n - 1 in the denominator); 0 for a single one."""

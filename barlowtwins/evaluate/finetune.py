@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from barlowtwins.config import FinetuneConfig
 from barlowtwins.core.distributed import open_world
-from barlowtwins.evaluate.labelled import open_pair
+from barlowtwins.evaluate.labeled import open_pair
 from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised_job import evaluate_trained

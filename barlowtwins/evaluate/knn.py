@@ -17,7 +17,7 @@ from barlowtwins.config import KNNConfig
 from barlowtwins.core.distributed import World, open_world
 from barlowtwins.core.printing import plural, table
 from barlowtwins.core.progress import Progress, say
-from barlowtwins.evaluate.feature_pair import LabelledFeatures, plan_feature_pair
+from barlowtwins.evaluate.feature_pair import LabeledFeatures, plan_feature_pair
 from barlowtwins.evaluate.fewshot import FewShot, few_shot_accuracy
 from barlowtwins.metrics.knn import Accuracy, Labeled, knn_accuracy
 from barlowtwins.metrics.nearest import CHUNK, Features, chunks
@@ -110,7 +110,7 @@ def _evaluate(config: KNNConfig, world: World, started: float) -> KNNResult:
 
 
 def _classify(
-    bank: LabelledFeatures, queries: LabelledFeatures, config: KNNConfig, device: torch.device, started: float
+    bank: LabeledFeatures, queries: LabeledFeatures, config: KNNConfig, device: torch.device, started: float
 ) -> KNNResult:
     """Judge the queries by the bank, and by smaller banks if any are asked for."""
     ks = config.k or _fitting(DEFAULT_K, len(bank.labels) - bank.unreadable)

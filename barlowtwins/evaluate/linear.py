@@ -25,12 +25,12 @@ from barlowtwins.core.errors import ConfigError, DataError, WeightsError
 from barlowtwins.core.progress import Progress, say
 from barlowtwins.data.batches import ranges
 from barlowtwins.data.preprocess import Preprocessing
-from barlowtwins.embedding.embedder import Embedder, Rows
+from barlowtwins.embedding.embedder import Embedder, FeatureArray
 from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
-from barlowtwins.evaluate.draws import held_out
+from barlowtwins.evaluate.draws import set_aside
 from barlowtwins.evaluate.feature_pair import open_embedded_pair
 from barlowtwins.evaluate.features import extract_features
-from barlowtwins.evaluate.labelled import Labelled, open_pair
+from barlowtwins.evaluate.labeled import LabeledImages, open_pair
 from barlowtwins.evaluate.protocols import PUBLISHED_LINEAR
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised_job import evaluate_trained
@@ -43,10 +43,10 @@ from barlowtwins.zoo.weights import Weights, load_weights
 
 __all__ = ["LinearFit", "evaluate_linear", "fit_head", "fit_linear"]
 
-ASIDE = (0.2, 0.5)  # parts of each class by which penalties are judged: the second where the first is no whole image
+ASIDE_PARTS = (0.2, 0.5)  # of each class, to judge penalties by: the second where the first is not a whole image
 UNTRIED_L2 = 0.01  # where every class has one image, and nothing can be set aside
 MEMORY = 16 << 30  # bytes that the fast form may take where nobody knows how many are free
-BATCH = 64  # images per forward pass of the fast form
+FAST_BATCH = 64  # images per forward pass of the fast form
 JUDGED_AT_ONCE = 1024  # rows of logits: of 6,000 classes 25 MB
 PUBLISHED_FLAGS = ("epochs", "lr_head", "weight_decay")
 
@@ -60,7 +60,7 @@ class LinearFit(NamedTuple):
 
 
 def fit_linear(
-    features: Rows,
+    features: FeatureArray,
     labels: npt.NDArray[np.int64],
     *,
     num_classes: int,
@@ -88,7 +88,7 @@ def fit_linear(
     x, y = torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device)
     trials = []
     if len(penalties) > 1:
-        aside = next((rows for part in ASIDE if (rows := held_out(labels, part, seed=seed)).any()), None)
+        aside = next((rows for part in ASIDE_PARTS if (rows := set_aside(labels, part, seed=seed)).any()), None)
         if aside is not None:
             places = torch.from_numpy(aside).to(device)
             with Progress(len(penalties), desc="sweep", unit="penalties") as bar:
@@ -101,7 +101,7 @@ def fit_linear(
 
 
 def fit_head(
-    features: Rows,
+    features: FeatureArray,
     labels: npt.NDArray[np.int64] | Sequence[int],
     classes: Sequence[str],
     embedder: Embedder,
@@ -179,10 +179,10 @@ def _refuse(config: LinearConfig, names: Sequence[str], form: str) -> None:
 class _Probe(NamedTuple):
     """What the fast form is made of, on the process that writes."""
 
-    learned: Rows
+    learned: FeatureArray
     """(N, D)"""
     labels: npt.NDArray[np.int64]
-    judged: Rows
+    judged: FeatureArray
     truth: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     weights: Weights
@@ -191,7 +191,7 @@ class _Probe(NamedTuple):
 
 
 def _from_images(
-    config: LinearConfig, train: Labelled, val: Labelled, weights: Weights, world: World
+    config: LinearConfig, train: LabeledImages, val: LabeledImages, weights: Weights, world: World
 ) -> EvaluationResult:
     """The processes share the embedding; one of them makes the classifier, and all get its result."""
     started = time.monotonic()
@@ -210,7 +210,7 @@ def _from_images(
                 embedder,
                 folder and folder / "features" / name,
                 world=world,
-                batch_size=config.batch_size or BATCH,
+                batch_size=config.batch_size or FAST_BATCH,
                 workers=default_workers() if config.workers is None else config.workers,
             )
             for name, labelled in (("train", train), ("val", val))
@@ -315,7 +315,7 @@ def _for_float64(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def _fits(train: Labelled, weights: Weights) -> bool:
+def _fits(train: LabeledImages, weights: Weights) -> bool:
     """Whether the features, and what the fit makes of them, fit into memory."""
     needed = len(train.source) * (2 * feature_width(weights.build()) + 3 * len(train.classes)) * 8  # float64
     allowed = _allowed_memory()

@@ -14,14 +14,14 @@ from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.open import Source, open_source
 from barlowtwins.data.sources import FileSource
 
-__all__ = ["ABSENT", "IGNORED", "PRESENT", "MultiLabelled", "open_multilabel"]
+__all__ = ["ABSENT", "IGNORED", "PRESENT", "MultiLabeled", "open_multilabel"]
 
 PRESENT, IGNORED, ABSENT = 1, 0, -1  # as VOC writes them: an object that is hard to see is neither
 VOC_SPLITS = {"train": "trainval", "test": "test"}
 SEPARATOR = ";"
 
 
-class MultiLabelled(NamedTuple):
+class MultiLabeled(NamedTuple):
     """Images, each with some of the classes."""
 
     source: Source
@@ -30,7 +30,7 @@ class MultiLabelled(NamedTuple):
     classes: tuple[str, ...]
 
 
-def open_multilabel(data: str, val: str | None = None) -> tuple[MultiLabelled, MultiLabelled]:
+def open_multilabel(data: str, val: str | None = None) -> tuple[MultiLabeled, MultiLabeled]:
     """Open images to learn from and held-out ones.
 
     Args:
@@ -53,11 +53,11 @@ def is_voc(folder: Path) -> bool:
     return (folder / "ImageSets" / "Main").is_dir() and (folder / "JPEGImages").is_dir()
 
 
-def _open(data: str, split: str, classes: tuple[str, ...] | None) -> MultiLabelled:
+def _open(data: str, split: str, classes: tuple[str, ...] | None) -> MultiLabeled:
     return _open_voc(Path(data), VOC_SPLITS[split], classes) if is_voc(Path(data)) else _open_list(data, classes)
 
 
-def _open_voc(folder: Path, split: str, classes: tuple[str, ...] | None) -> MultiLabelled:
+def _open_voc(folder: Path, split: str, classes: tuple[str, ...] | None) -> MultiLabeled:
     """ImageSets/Main/CLASS_SPLIT.txt: an image and 1, 0 or -1 a line, the same images in each."""
     files = folder / "ImageSets" / "Main"
     found = tuple(sorted(path.name.removesuffix(f"_{split}.txt") for path in files.glob(f"*_{split}.txt")))
@@ -73,7 +73,7 @@ def _open_voc(folder: Path, split: str, classes: tuple[str, ...] | None) -> Mult
             )
     targets = np.array([[column[image] for column in columns.values()] for image in images], np.int8)
     source = FileSource(f"{folder} ({split})", folder, [f"JPEGImages/{image}.jpg" for image in images])
-    return MultiLabelled(source, targets, tuple(columns))
+    return MultiLabeled(source, targets, tuple(columns))
 
 
 def _read_column(path: Path) -> dict[str, int]:
@@ -87,14 +87,14 @@ def _read_column(path: Path) -> dict[str, int]:
     return column
 
 
-def _open_list(data: str, classes: tuple[str, ...] | None) -> MultiLabelled:
+def _open_list(data: str, classes: tuple[str, ...] | None) -> MultiLabeled:
     source = open_source(data)
     if source.labels is None:
         raise DataError(f"{data} has no labels; a line is a path, a tab, and labels joined by {SEPARATOR!r}")
     named = [{part.strip() for part in name.split(SEPARATOR)} - {""} for name in source.classes]
     every = _agreed(tuple(sorted(set().union(*named))), classes, data=data)
     row_of = np.array([[PRESENT if name in names else ABSENT for name in every] for names in named], np.int8)
-    return MultiLabelled(source, row_of[source.labels], every)
+    return MultiLabeled(source, row_of[source.labels], every)
 
 
 def _agreed(found: tuple[str, ...], classes: tuple[str, ...] | None, *, data: str) -> tuple[str, ...]:

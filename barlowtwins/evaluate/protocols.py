@@ -74,14 +74,14 @@ FINE_TUNING = {
         Protocol("paper", 20, 256, 0.5, 0.002, 0.0, "steps"),  # the paper's appendix
     )
 }
-SMALL, SMALL_SCALE = 64, (0.6, 1.0)  # pixels; of so small an image a crop of a quarter leaves little to recognise
+SMALL_SIDE, SMALL_CROPS = 64, (0.6, 1.0)  # pixels; of so small an image a crop of a quarter leaves little to recognise
 
 
 def fine_tuning(name: str, image_size: int) -> Protocol:
     """The protocol of that name in `FINE_TUNING`; the default one crops images of up to 64 pixels less."""
     protocol = FINE_TUNING[name]
-    if name == "default" and image_size <= SMALL:
-        return dataclasses.replace(protocol, crop_scale=SMALL_SCALE)
+    if name == "default" and image_size <= SMALL_SIDE:
+        return dataclasses.replace(protocol, crop_scale=SMALL_CROPS)
     return protocol
 
 

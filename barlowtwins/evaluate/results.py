@@ -21,7 +21,7 @@ class EvaluationResult:
     scores: Scores
     """On the images to judge by, after the last step: none of them chose anything."""
     train_images: int
-    """Labelled images that were learned from."""
+    """Labeled images that were learned from."""
     hyperparameters: dict[str, Any]
     """Those that were used, and how they were found."""
     seconds: float

@@ -25,7 +25,7 @@ from barlowtwins.data.datasets import default_data_root
 from barlowtwins.data.lists import read_text
 from barlowtwins.data.open import Source, subset
 from barlowtwins.evaluate.draws import balanced_draw
-from barlowtwins.evaluate.labelled import Labelled, open_pair
+from barlowtwins.evaluate.labeled import LabeledImages, open_pair
 from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised_job import evaluate_trained
@@ -84,14 +84,14 @@ def evaluate_semi(config: SemiConfig) -> EvaluationResult:
         train, val = open_pair(config.train, config.val, config.data_root)
         root = Path(config.data_root) if config.data_root else default_data_root()
         draw = draw_fraction(train, config.percent, seed=config.seed, cache=root / "imagenet-subsets")
-        some = Labelled(subset(train.source, draw.indices), train.labels[draw.indices], train.classes)
+        some = LabeledImages(subset(train.source, draw.indices), train.labels[draw.indices], train.classes)
         weights = load_weights(config.weights, progress=world.writes)
         protocol = fine_tuning(config.protocol, weights.preprocessing.image_size).with_flags(config)
         return evaluate_trained("semi", config, protocol, some, val, weights, world=world, draw=draw.how)
 
 
 def draw_fraction(
-    train: Labelled,
+    train: LabeledImages,
     percent: str,
     *,
     seed: int,

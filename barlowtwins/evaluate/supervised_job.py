@@ -11,7 +11,7 @@ from barlowtwins.config import FinetuneConfig, LinearConfig
 from barlowtwins.core.device import default_workers, resolve_precision
 from barlowtwins.core.distributed import World
 from barlowtwins.core.safetensors_file import write_safetensors
-from barlowtwins.evaluate.labelled import Labelled
+from barlowtwins.evaluate.labeled import LabeledImages
 from barlowtwins.evaluate.protocols import Protocol
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised_loop import LoopOptions, score, train_classifier
@@ -28,8 +28,8 @@ def evaluate_trained(
     evaluation: str,
     config: LinearConfig | FinetuneConfig,
     protocol: Protocol,
-    train: Labelled,
-    val: Labelled,
+    train: LabeledImages,
+    val: LabeledImages,
     weights: Weights,
     *,
     world: World,

@@ -24,8 +24,8 @@ from barlowtwins.core.progress import Progress, say
 from barlowtwins.data.batches import open_batches, ranges, read_ahead
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embedder import Embedder
-from barlowtwins.evaluate.crops import CropFlip, LabelledBatch, LabelledReader
-from barlowtwins.evaluate.labelled import Labelled
+from barlowtwins.evaluate.crops import CropFlip, LabeledBatch, LabeledReader
+from barlowtwins.evaluate.labeled import LabeledImages
 from barlowtwins.evaluate.protocols import Protocol, learning_rate
 from barlowtwins.metrics.scores import Scores, Tally
 from barlowtwins.runs.checkpoint import Checkpoint, Saver, load_newest
@@ -77,7 +77,7 @@ class Trained:
     """Images that could not be read and were substituted."""
 
 
-def train_classifier(network: ResNet, train: Labelled, protocol: Protocol, options: LoopOptions) -> Trained:
+def train_classifier(network: ResNet, train: LabeledImages, protocol: Protocol, options: LoopOptions) -> Trained:
     """Train `network.fc`, and the layers below it unless they are frozen, in place.
 
     Args:
@@ -95,7 +95,7 @@ def train_classifier(network: ResNet, train: Labelled, protocol: Protocol, optio
     return _Training(network, train, protocol, options).run()
 
 
-def score(network: ResNet, val: Labelled, options: LoopOptions, *, batch_size: int = 64) -> Scores:
+def score(network: ResNet, val: LabeledImages, options: LoopOptions, *, batch_size: int = 64) -> Scores:
     """Classify held-out images, the processes sharing them; all get the same scores.
 
     Args:
@@ -129,7 +129,7 @@ def score(network: ResNet, val: Labelled, options: LoopOptions, *, batch_size: i
 class _Training:
     """The network, its optimizer and where they are in the protocol: what a checkpoint holds, and the loop over it."""
 
-    def __init__(self, network: ResNet, train: Labelled, protocol: Protocol, options: LoopOptions) -> None:
+    def __init__(self, network: ResNet, train: LabeledImages, protocol: Protocol, options: LoopOptions) -> None:
         self.network, self.train, self.options = network, train, options
         world, folder, images = options.world, options.folder, len(train.source)
         self.batch_size = _batch_size(protocol, images, world.size)
@@ -175,7 +175,7 @@ class _Training:
             world_size=world.size,
         )
         crops = CropFlip(options.preprocessing, scale=self.protocol.crop_scale, seed=options.seed)
-        reader, pin = LabelledReader(self.train, crops), world.device.type == "cuda"
+        reader, pin = LabeledReader(self.train, crops), world.device.type == "cuda"
         n, total = self.batch_size, self.steps * self.batch_size
         with (
             Stopping(world, options.folder) as stop,
@@ -200,7 +200,7 @@ class _Training:
             len(self.unreadable),
         )
 
-    def train_step(self, batch: LabelledBatch) -> None:
+    def train_step(self, batch: LabeledBatch) -> None:
         """One batch, one update.
 
         Raises:

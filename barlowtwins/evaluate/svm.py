@@ -24,7 +24,7 @@ from barlowtwins.core.distributed import World, open_world
 from barlowtwins.core.errors import DataError, MissingExtraError
 from barlowtwins.core.printing import plural
 from barlowtwins.core.progress import Progress
-from barlowtwins.embedding.embedder import Embedder, Rows, unit_length
+from barlowtwins.embedding.embedder import Embedder, FeatureArray, unit_length
 from barlowtwins.evaluate.features import extract_features
 from barlowtwins.evaluate.multilabel import IGNORED, PRESENT, open_multilabel
 from barlowtwins.runs.job_folder import open_job, write_results
@@ -34,7 +34,7 @@ __all__ = ["ClassSVM", "SVMResult", "average_precision", "evaluate_svm", "fit_sv
 
 COSTS = tuple(10.0**exponent for exponent in range(-3, 4))
 FOLDS = 3
-MOST_STEPS = 2000
+SVM_STEPS = 2000
 
 
 class ClassSVM(NamedTuple):
@@ -92,7 +92,7 @@ def evaluate_svm(config: SVMConfig) -> SVMResult:
 
 
 def fit_svm(
-    features: Rows,
+    features: FeatureArray,
     present: npt.NDArray[np.bool_],
     *,
     costs: Sequence[float] = COSTS,
@@ -120,7 +120,7 @@ def fit_svm(
 
     def machine(cost: float) -> Any:
         weights = {True: 2, False: 1}
-        return sklearn.LinearSVC(C=cost, class_weight=weights, dual=False, max_iter=MOST_STEPS, random_state=0)
+        return sklearn.LinearSVC(C=cost, class_weight=weights, dual=False, max_iter=SVM_STEPS, random_state=0)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sklearn.ConvergenceWarning)  # of hopeless costs, which are not chosen
@@ -212,7 +212,7 @@ def _evaluate(config: SVMConfig, world: World) -> SVMResult:
     return result
 
 
-def _readable(features: Rows, targets: npt.NDArray[np.int8]) -> tuple[Rows, npt.NDArray[np.int8]]:
+def _readable(features: FeatureArray, targets: npt.NDArray[np.int8]) -> tuple[FeatureArray, npt.NDArray[np.int8]]:
     """The rows of readable images, of unit length, and their targets."""
     good = np.isfinite(features).all(axis=1)
     return unit_length(features[good]), targets[good]

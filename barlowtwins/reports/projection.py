@@ -29,10 +29,10 @@ CHUNK = 8192
 ROUNDS = 50  # of k-means at most
 COUNTED = re.compile(r"Iteration (\d+):|Epochs completed:.*?(\d+)/\d+")  # by t-SNE; by UMAP
 
-Rows = npt.NDArray[np.float32]
+Components = npt.NDArray[np.float32]
 
 
-def pca(features: npt.NDArray[np.float32], width: int) -> Rows:
+def pca(features: npt.NDArray[np.float32], width: int) -> Components:
     """Principal components of unit-length rows, (N, D) -> (N, min(width, D)), strongest first.
 
     Two passes over the rows, chunk by chunk, so that they may lie on a disk. Each component's largest loading is
@@ -57,7 +57,7 @@ def pca(features: npt.NDArray[np.float32], width: int) -> Rows:
     return torch.cat(parts).numpy()
 
 
-def project(components: Rows, method: str, *, seed: int = 0) -> Rows:
+def project(components: Components, method: str, *, seed: int = 0) -> Components:
     """Two coordinates for each row: (N, d) -> (N, 2).
 
     Args:
@@ -97,7 +97,7 @@ def require_method(method: str) -> Any:
     return None
 
 
-def _tsne(components: Rows, seed: int) -> Rows:
+def _tsne(components: Components, seed: int) -> Components:
     perplexity = min(30.0, (len(components) - 1) / 3)
     tsne = require_method("tsne")(perplexity=perplexity, init="pca", random_state=seed, verbose=2)
     steps = getattr(tsne, "max_iter", None) or tsne.n_iter  # the older name
@@ -105,7 +105,7 @@ def _tsne(components: Rows, seed: int) -> Rows:
         return np.asarray(tsne.fit_transform(components))
 
 
-def _umap(components: Rows, seed: int) -> Rows:
+def _umap(components: Components, seed: int) -> Components:
     n = len(components)
     steps = 500 if n <= 10_000 else 200  # as UMAP would choose by itself
     UMAP = require_method("umap")
@@ -135,7 +135,7 @@ class _Ear(io.TextIOBase):
         return len(text)
 
 
-def cluster(components: Rows, count: int, *, seed: int = 0) -> npt.NDArray[np.int64]:
+def cluster(components: Components, count: int, *, seed: int = 0) -> npt.NDArray[np.int64]:
     """k-means of the rows of `pca`, (N, d) -> cluster of each, (N,); clusters are numbered by size, largest first.
 
     Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007).

@@ -1,4 +1,4 @@
-"""Labelled images to learn from and to judge by, checked to fit each other before anything long begins."""
+"""Labeled images to learn from and to judge by, checked to fit each other before anything long begins."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy.typing as npt
 from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.open import Source, has_split, open_source
 
-__all__ = ["Labelled", "labels_of", "labels_within", "open_labelled", "open_pair"]
+__all__ = ["LabeledImages", "labels_of", "labels_within", "open_labeled", "open_pair"]
 
 SOME = 5  # names that an error lists
 
 
-class Labels(Protocol):
+class HasLabels(Protocol):
     """What is asked for its labels: a source, or features that were made of one."""
 
     @property
@@ -28,7 +28,7 @@ class Labels(Protocol):
     def labels(self) -> npt.NDArray[np.int64] | None: ...
 
 
-class Labelled(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images, each with a class."""
 
     source: Source
@@ -38,7 +38,7 @@ class Labelled(NamedTuple):
     """Of the training images, also for those to judge by."""
 
 
-def open_pair(train: str, val: str | None, data_root: str | Path | None = None) -> tuple[Labelled, Labelled]:
+def open_pair(train: str, val: str | None, data_root: str | Path | None = None) -> tuple[LabeledImages, LabeledImages]:
     """Open training images and held-out ones; the classes of the latter may be fewer, and in another order.
 
     Args:
@@ -52,12 +52,12 @@ def open_pair(train: str, val: str | None, data_root: str | Path | None = None) 
     """
     if val is None and not has_split(train, "test"):
         raise ConfigError(f"{train} has no test split of its own; give images to judge by with --val")
-    learned = open_labelled(train, split="train", data_root=data_root)
+    learned = open_labeled(train, split="train", data_root=data_root)
     judged = open_source(val or train, split="test", data_root=data_root)
-    return learned, Labelled(judged, labels_within(learned.classes, judged), learned.classes)
+    return learned, LabeledImages(judged, labels_within(learned.classes, judged), learned.classes)
 
 
-def open_labelled(data: str, *, split: str, data_root: str | Path | None = None) -> Labelled:
+def open_labeled(data: str, *, split: str, data_root: str | Path | None = None) -> LabeledImages:
     """Open images of two classes or more.
 
     Raises:
@@ -70,10 +70,10 @@ def open_labelled(data: str, *, split: str, data_root: str | Path | None = None)
             f"{source.name} has one class, {source.classes[0]}: there is nothing to tell apart; give images "
             f"of two or more"
         )
-    return Labelled(source, labels, source.classes)
+    return LabeledImages(source, labels, source.classes)
 
 
-def labels_of(source: Labels) -> npt.NDArray[np.int64]:
+def labels_of(source: HasLabels) -> npt.NDArray[np.int64]:
     """The labels, (N,) numbers into its classes.
 
     Raises:
@@ -87,7 +87,7 @@ def labels_of(source: Labels) -> npt.NDArray[np.int64]:
     return source.labels
 
 
-def labels_within(classes: Sequence[str], source: Labels) -> npt.NDArray[np.int64]:
+def labels_within(classes: Sequence[str], source: HasLabels) -> npt.NDArray[np.int64]:
     """The labels of `source` as numbers into `classes`.
 
     Raises:
