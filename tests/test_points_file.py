@@ -1,4 +1,4 @@
-"""The points of a map in other tools, by the very lines of the README; a tool that is not installed skips its test."""
+"""The points of a map in other tools, by the very lines of the guide; a tool that is not installed skips its test."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from barlowtwins.config import MapConfig
 from barlowtwins.embedding.embeddings import IndexRow
 from barlowtwins.reports.map import map as draw_map
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+GUIDE = (Path(__file__).parent.parent / "docs" / "look.md").read_text("utf-8")
 N, D = 40, 8
 LABELS = ("<script>", "\"quote\" & 'other'", "long " * 60)
 
 
 def block(word: str) -> str:
-    """The README's block of code in which a word stands."""
-    return next(code for code in re.findall(r"^```\w+\n(.*?)^```$", README, re.M | re.S) if word in code)
+    """The guide's block of code in which a word stands."""
+    return next(code for code in re.findall(r"^```\w+\n(.*?)^```$", GUIDE, re.M | re.S) if word in code)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_pandas_reads_it_by_the_lines_of_the_readme(points: Any) -> None:
 
 @pytest.fixture
 def atlas(points: Any, tmp_path: Path) -> Iterator[str]:
-    """The address at which the README's command serves."""
+    """The address at which the guide's command serves."""
     words = shlex.split(block("embedding-atlas points"))
     if not shutil.which(words[0]):
         pytest.skip("embedding-atlas is not installed (pip install embedding-atlas: another program, of 2 GB)")

@@ -1,4 +1,4 @@
-"""The README's code blocks run, in order, as a reader would run them: that is how its promises stay true.
+"""The code blocks of the README and of the guide run, in reading order, as a reader would run them.
 
 A comment above a block says how the test departs from the letter, and why:
 
@@ -28,12 +28,15 @@ from barlowtwins.data.shapes import draw_shapes
 from barlowtwins.models.resnet import build_backbone
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("hub", "pretrain", "embed", "evaluate", "look", "files"))]
+PAGES += [f"docs/{name}.md" for name in ("method", "troubleshooting", "results")]
+TEXT = {page: (ROOT / page).read_text("utf-8") for page in PAGES}
 FENCE = re.compile(r"(?:^<!-- test: (?P<how>.*?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 HOW = re.compile(r"skip: .+|stand-in: .+|add (?P<flags>--[^(]+) \(.+\)")
 
 
 class Block(NamedTuple):
+    page: str
     line: int
     language: str
     code: str
@@ -42,8 +45,9 @@ class Block(NamedTuple):
 
 def _blocks() -> list[Block]:
     return [
-        Block(README.count("\n", 0, found.start("code")) + 1, found["language"], found["code"], found["how"] or "")
-        for found in FENCE.finditer(README)
+        Block(page, text.count("\n", 0, found.start("code")) + 1, found["language"], found["code"], found["how"] or "")
+        for page, text in TEXT.items()
+        for found in FENCE.finditer(text)
     ]
 
 
@@ -91,39 +95,44 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> d
 
 
 @pytest.mark.slow
-def test_every_block_of_the_readme_runs(reader: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_block_runs(reader: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     for block in _blocks():
         if block.how.startswith("skip"):
             continue
         if block.language == "python":
-            exec(compile(f"{(block.line - 1) * chr(10)}{block.code}", "README.md", "exec"), reader)
+            exec(compile(f"{(block.line - 1) * chr(10)}{block.code}", block.page, "exec"), reader)
             continue
         flags = HOW.fullmatch(block.how)
         added = shlex.split(flags["flags"]) if flags and flags["flags"] else []
         for words in _commands(block.code):
             assert words[0] == "barlowtwins"
             code = main([*words[1:], *added])
-            assert code == 0, f"README.md, line {block.line}: {shlex.join(words)}\n{capsys.readouterr().err}"
+            assert code == 0, f"{block.page}, line {block.line}: {shlex.join(words)}\n{capsys.readouterr().err}"
     assert reader["accuracy"] > 0.8  # of the walk-through's classifier
 
 
 def test_each_block_is_of_a_known_language_and_each_departure_has_a_reason() -> None:
     blocks = _blocks()
-    assert len(blocks) == README.count("\n```") // 2  # none is missed by the pattern
+    assert len(blocks) == sum(text.count("\n```") for text in TEXT.values()) // 2  # none is missed by the pattern
     for block in blocks:
-        assert block.language in ("python", "bash"), block
+        assert block.language in ("python", "bash") or block.how.startswith("skip"), block
         assert not block.how or HOW.fullmatch(block.how), block
-    assert README.count("<!-- test:") == sum(bool(block.how) for block in blocks)
+    assert sum(text.count("<!-- test:") for text in TEXT.values()) == sum(bool(block.how) for block in blocks)
 
 
 def test_every_command_is_shown() -> None:
     shown = {" ".join(words[1:]) for block in _blocks() if block.language == "bash" for words in _commands(block.code)}
     for name in set(COMMANDS) - {"demo"}:  # which is `make demo`
-        assert any(f"{command} ".startswith(f"{name} ") for command in shown), (
-            f"README.md shows no `barlowtwins {name}`"
-        )
+        assert any(f"{command} ".startswith(f"{name} ") for command in shown), f"no page shows `barlowtwins {name}`"
 
 
-def test_files_that_the_readme_links_exist() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_linked_files_exist() -> None:
+    for page in [*PAGES, "docs/weights.md", "docs/scaling.md", "docs/notebook.md", "CONTRIBUTING.md", "SECURITY.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text("utf-8")):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_readme_is_short_and_names_every_page() -> None:
+    assert TEXT["README.md"].count("\n") <= 200
+    for page in PAGES[1:]:
+        assert f"]({page})" in TEXT["README.md"]
