@@ -7,7 +7,7 @@ ARGS ?=
 # Requirements beside the package, such as TORCH="torch==2.8.* torchvision==0.23.*" (with a VENV of its own).
 TORCH ?=
 
-.PHONY: help demo test oldest faults lint bench pictures clean
+.PHONY: help demo test oldest faults lint bench docs pictures clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make faults   all faults that the project must survive, and a table of them"
 	@echo "make lint     ruff, mypy, and the layers of the package"
 	@echo "make bench    every benchmark but protocols.py, which needs a run; results go to benchmarks/results"
+	@echo "make docs     the documentation site, in site/ (every link checked)"
 	@echo "make pictures the README's, from runs/demo (ARGS=RUN: of another run on shapes)"
 	@echo "make clean    remove what was built, the environment included"
 
@@ -52,9 +53,13 @@ bench: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@set -e; for script in $(filter-out %/common.py %/protocols.py, $(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) $$script; done
 
+docs: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
 pictures: $(STAMP)
 	$(PY) docs/pictures.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

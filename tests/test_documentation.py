@@ -29,7 +29,7 @@ from barlowtwins.models.resnet import build_backbone
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("hub", "pretrain", "embed", "evaluate", "look", "files"))]
-PAGES += [f"docs/{name}.md" for name in ("method", "troubleshooting", "results")]
+PAGES += [f"docs/{name}.md" for name in ("method", "troubleshooting", "results", "coming-from")]
 TEXT = {page: (ROOT / page).read_text("utf-8") for page in PAGES}
 FENCE = re.compile(r"(?:^<!-- test: (?P<how>.*?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 HOW = re.compile(r"skip: .+|stand-in: .+|add (?P<flags>--[^(]+) \(.+\)")

@@ -78,7 +78,7 @@ def evaluate_semi(config: SemiConfig) -> EvaluationResult:
         UsageError: a percentage that is no number from 0 to 100, nor a file.
         DataError: a list that does not fit the images.
         DownloadError: ImageNet's list cannot be fetched.
-        Others as `evaluate_finetune`.
+        BarlowTwinsError: as `evaluate_finetune`.
     """
     with open_world(config.device) as world:
         train, val = open_pair(config.train, config.val, config.data_root)
