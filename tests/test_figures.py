@@ -26,13 +26,13 @@ RECORDS = [
 def test_charts_hold_the_numbers_of_the_log() -> None:
     made = {chart.title: {curve.name: (curve.x, curve.y) for curve in chart.series} for chart in charts(RECORDS, 0.005)}
 
-    assert made["Loss"] == {"loss": ((0.5, 1.0), (40.0, 30.0)), "its floor": ((0.5, 1.0), (5.0, 5.0))}  # 0.005 * 1000
+    assert made["Loss"] == {"loss": ((0.5, 1.0), (40.0, 30.0)), "lower bound": ((0.5, 1.0), (5.0, 5.0))}  # 0.005 * 1000
     assert made["On and off the diagonal"]["off: sum of C_ij²"] == ((0.5, 1.0), (2000.0, 1800.0))
     assert made["Online kNN, held-out images"] == {"top-1, %": ((1.0,), (71.5,))}
     assert made["Effective rank of the features"]["effective rank"] == ((0.0, 1.0), (9.0, 12.0))
     assert made["Feature deviation"]["deviation"] == ((0.0, 1.0), (0.3, 0.6))
     assert made["Learning rates"]["biases, batch norm"] == ((0.5, 1.0), (0.01, 0.02))
-    assert made["Throughput, average so far"]["images a second"] == ((0.5, 1.0), (80.0, 90.0))
+    assert made["Throughput, average so far"]["images per second"] == ((0.5, 1.0), (80.0, 90.0))
 
 
 def test_a_log_without_something_has_no_chart_of_it() -> None:

@@ -239,7 +239,7 @@ def test_thumbnails_shrink_so_that_all_fit_and_it_is_said(
         assert sum(map(len, re.findall(r'id="sheet\d+">([^<]*)<', out.read_text("utf-8")))) <= budget * 1e6
 
     assert 24 <= found[0.1][0] < found[0.2][0] < found[5][0] == 96
-    assert f"thumbnails of {found[0.2][0]} pixels, so that all fit into 0.2 MB" in found[0.2][1]
+    assert f"thumbnails have {found[0.2][0]} pixels to fit into 0.2 MB" in found[0.2][1]
     assert "so that all fit" not in found[5][1]
 
 

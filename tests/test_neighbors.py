@@ -83,7 +83,7 @@ def test_all_readable_rows_at_most(work: Path) -> None:
 def test_what_cannot_be_asked_is_told(work: Path, tmp_path: Path) -> None:
     out = str(work / "out")
     bad = next(entry.row for entry in open_embeddings(out).index() if entry.status != "ok")
-    with pytest.raises(UsageError, match=r"no row 14: .* has rows 0 to 13"):
+    with pytest.raises(UsageError, match=r"row 14 does not exist: .* has rows 0 to 13"):
         neighbours(NeighboursConfig(out, "14"))
     with pytest.raises(DataError, match=f"row {bad} .*has no features .*; choose another row"):
         neighbours(NeighboursConfig(out, str(bad)))
@@ -99,7 +99,7 @@ def test_weights_that_changed_or_went_are_told(work: Path, tmp_path: Path) -> No
     embed(EmbedConfig(str(work / "images"), str(weights), out, device="cpu", workers=0))
     image = str(work / "images" / "class1" / "0005.png")
     write_weights(weights, seed=1)
-    with pytest.raises(WeightsError, match=r"is not what made .*; put the old file back, or embed again"):
+    with pytest.raises(WeightsError, match=r"has changed since .*; restore it, or embed again"):
         neighbours(NeighboursConfig(out, image))
     weights.unlink()
     with pytest.raises(WeightsError, match=r"tiny\.safetensors"):

@@ -165,14 +165,14 @@ def test_embedding_folders(work: SimpleNamespace, tmp_path: Path, monkeypatch: p
     (newer / "index.csv").touch()
     (newer / "meta.json").write_text('{"layout": 99}')
     fails(lambda: open_embeddings(newer), DataError, "made by a newer barlowtwins")
-    fails(lambda: map(MapConfig(str(work.nothing), str(tmp_path / "m.html"))), DataError, "no row of .* holds features")
+    fails(lambda: map(MapConfig(str(work.nothing), str(tmp_path / "m.html"))), DataError, "no row of .* has features")
     fails(
         lambda: map(MapConfig(str(work.emb), str(tmp_path / "m.html"), method="pca", colour="label", clusters=2)),
         DataError,
         "has no labels; use --colour cluster",
     )
     query = NeighboursConfig(str(work.nothing), query=str(work.images / "0000.png"))
-    fails(lambda: neighbours(query), DataError, "no image in .* could be read; its index.csv says why")
+    fails(lambda: neighbours(query), DataError, "no image in .* could be read; see its index.csv")
     missing(monkeypatch, "pyarrow")
     fails(lambda: require_format("parquet"), MissingExtraError, r"'barlowtwins\[parquet\]'")
     export = MapConfig(str(work.emb), str(tmp_path / "m.html"), export=str(tmp_path / "m.parquet"))
@@ -449,7 +449,7 @@ def test_images_that_are_no_longer_at_hand(work: SimpleNamespace, tmp_path: Path
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, "root": None, "data": "a folder that was"}))
     config = NeighboursConfig(str(folder), query="0", sheet=str(tmp_path / "sheet.png"))
-    fails(lambda: neighbours(config), DataError, "for --sheet, are not at hand; --data-root says where")
+    fails(lambda: neighbours(config), DataError, "for --sheet; give their folder as --data-root")
 
 
 def test_a_cluster_that_does_not_answer_and_shards_that_die(work: SimpleNamespace, tmp_path: Path) -> None:

@@ -73,11 +73,11 @@ def test_the_page_asks_nothing_of_anybody_and_has_every_part(run: Path) -> None:
     charts += ["Spectrum of the features", "Throughput, average so far", "Online kNN, held-out images"]
     for title in charts:
         assert f"<h3>{title}</h3><svg" in page, title
-    parts = ["Cross-correlation matrix", "Augmented pairs", "Nearest neighbours", "Unreadable images", "Recipe"]
+    parts = ["Cross-correlation matrix", "Augmented pairs", "Nearest neighbors", "Unreadable images", "Recipe"]
     for title in [*parts, "Data and environment"]:
         assert f"<h2>{title}</h2>" in page, title
     assert "broken &lt;b&gt;.png" in page
-    assert "Of some training images, there being no others" in page  # a folder without a test split
+    assert "Of training images (there are no held-out images)" in page  # a folder without a test split
 
 
 def test_numbers_on_the_page_are_those_of_the_run(run: Path, browser: Browser) -> None:
@@ -94,7 +94,7 @@ def test_numbers_on_the_page_are_those_of_the_run(run: Path, browser: Browser) -
     assert tiles["online kNN"] == f"{knn:.1f} %"
     c = now.correlation.astype(np.float32)
     caption = browser.text(".matrices figure:last-child figcaption")
-    assert f"on the diagonal {np.diag(c).mean():.2f} on average" in caption
+    assert f"mean on the diagonal {np.diag(c).mean():.2f}, mean magnitude off the diagonal" in caption
     assert browser.text("#verdict").startswith("Too early to say, after 4 steps")
 
 

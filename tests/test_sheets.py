@@ -52,7 +52,7 @@ def test_parameters_are_described_in_their_order() -> None:
     full = ViewParameters(3, 4, 20, 30, True, jitter, True, 1.234, True)
 
     said = ("crop 20 x 30 at 3, 4", "saturation 1.00, brightness 1.25", "hue -0.05, contrast 0.75")
-    assert describe(full) == (*said, "flip, grey, blur 1.23 px, solarise")
+    assert describe(full) == (*said, "flip, grayscale, blur 1.23 px, solarize")
     assert describe(ViewParameters(0, 0, 5, 5)) == ("crop 5 x 5 at 0, 0",)
 
 
@@ -85,7 +85,10 @@ def test_augment_shows_the_views_that_training_would_see(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("shapes:8", "shows 6 of 8 images, evenly spread (--images: more), and 12 views of 32 x 32 pixels (shapes)"),
+        (
+            "shapes:8",
+            "shows 6 of 8 images, evenly spread (for more, raise --images), and 12 views of 32 x 32 pixels (shapes)",
+        ),
         ("shapes:4", "shows all 4 images, and 8 views of"),
         ("shapes:1", "shows 1 image, and 2 views of"),
     ],
@@ -93,7 +96,7 @@ def test_augment_shows_the_views_that_training_would_see(tmp_path: Path) -> None
 def test_augment_says_how_many_of_all_it_shows(data: str, words: str, tmp_path: Path) -> None:
     result = augment(AugmentConfig(data, str(tmp_path / "s.png"), pairs=1))
     assert words in result.summary()
-    assert result.summary().endswith("each by both executors")
+    assert result.summary().endswith("each made by both executors")
 
 
 def test_augment_shows_what_cannot_be_read_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +113,7 @@ def test_augment_shows_what_cannot_be_read_as_such(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["--out", "sheet"], 2, "end it with one of .png"),
+        (["--out", "sheet"], 2, "use one of .png"),
         (["--out", "s.png", "--augmentation", "smal"], 1, "did you mean 'small'"),
         (["--out", "s.png", "--images", "0"], 2, "from 1 to 100"),
     ],
@@ -139,7 +142,7 @@ def test_neighbours_as_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     assert main(["neighbours", emb, "--query", str(photos / keys[4]), "--k", "3", "--sheet", str(sheet)]) == 0
     *lines, last = capsys.readouterr().out.splitlines()[2:]
-    assert last == f"the same as a picture: {sheet}"
+    assert last == f"image sheet: {sheet}"
     found = [line.split()[2] for line in lines]
     assert found[0] == keys[4]
     with Image.open(sheet) as picture:

@@ -1,1 +1,1 @@
-"""Pages, maps and sheets: what people would rather look at than read."""
+"""Reports, maps and image sheets."""

@@ -1,4 +1,4 @@
-"""The curves of a run: which numbers of its log they are. Their drawing is in figures.py."""
+"""The curves of a run, from its log. They are drawn by figures.py."""
 
 # T records of a log
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 __all__ = ["Chart", "Series", "charts", "spectrum_chart", "thinned"]
 
-MOST_POINTS = 500  # of a curve; more are not seen, but are read and drawn
+MOST_POINTS = 500  # per curve; more points take time and are not visible
 
 
 @dataclass(frozen=True)
@@ -26,31 +26,31 @@ class Series:
     x: tuple[float, ...]
     y: tuple[float, ...]
     bound: bool = False
-    """A limit, or a level to compare with: drawn dashed and grey, over the whole width where it never changes."""
+    """A limit or a reference level: dashed and gray, over the whole width if it is constant."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one axis."""
+    """Curves that share their axes."""
 
     title: str
     x_label: str
     series: tuple[Series, ...]
     log: bool = False
-    """Logarithmic values."""
+    """Whether the y axis is logarithmic."""
     note: str = ""
-    """What a reader should know, below the curves."""
+    """An explanation below the curves."""
     zero: bool = False
-    """The values' axis begins at 0."""
+    """Whether the y axis starts at 0."""
 
 
 def charts(records: Sequence[Mapping[str, Any]], lambd: float, classes: int = 0) -> list[Chart]:
-    """The curves that a log holds, over epochs; those of which there is nothing are left out.
+    """Return the curves of a log over epochs, without empty ones.
 
     Args:
-        records: of metrics.jsonl, T of them.
-        lambd: weight of the off-diagonal terms, with which the floor counts in the loss.
-        classes: how many the online kNN tells apart, which makes its chance level; 0: unknown.
+        records: T records of metrics.jsonl.
+        lambd: weight of the off-diagonal terms, and of the lower bound in the loss.
+        classes: number of classes of the online kNN, for its chance level; 0 if unknown.
     """
 
     def series(name: str, field: str, factor: float = 1.0, *, bound: bool = False) -> Series:
@@ -71,10 +71,10 @@ def charts(records: Sequence[Mapping[str, Any]], lambd: float, classes: int = 0)
         Chart(
             "Loss",
             "epoch",
-            (series("loss", "loss"), series("its floor", "floor", lambd, bound=True)),
+            (series("loss", "loss"), series("lower bound", "floor", lambd, bound=True)),
             log=True,
-            note="Below the floor the loss cannot go while the diagonal is 1: the batch has fewer images than the "
-            "projector has features.",
+            note="Lower bound of the loss when the diagonal is 1. It is above 0 because the batch has fewer images "
+            "than the projector has features.",
         ),
         Chart(
             "On and off the diagonal",
@@ -82,7 +82,7 @@ def charts(records: Sequence[Mapping[str, Any]], lambd: float, classes: int = 0)
             (
                 series("on: sum of (1 - C_ii)²", "on_diagonal"),
                 series("off: sum of C_ij²", "off_diagonal"),
-                series("floor of off", "floor", bound=True),
+                series("lower bound of off", "floor", bound=True),
             ),
             log=True,
         ),
@@ -90,26 +90,26 @@ def charts(records: Sequence[Mapping[str, Any]], lambd: float, classes: int = 0)
         Chart(
             "Effective rank of the features",
             "epoch",
-            (series("effective rank", "effective_rank"), series("its limit", "rank_limit", bound=True)),
+            (series("effective rank", "effective_rank"), series("maximum", "rank_limit", bound=True)),
             zero=True,
-            note="How many directions the features use (RankMe). Near 1: collapsed.",
+            note="Number of directions that the features use (RankMe). Near 1: collapsed.",
         ),
         Chart(
             "Feature deviation",
             "epoch",
             (series("deviation", "feature_deviation"),),
             zero=True,
-            note="How far images spread: 1 everywhere alike, 0 all in one point (collapsed).",
+            note="Spread of the images: 1 is evenly in all directions, 0 is all in one point (collapsed).",
         ),
         Chart(
             "Alignment and uniformity of embeddings",
             "epoch",
             (series("alignment", "alignment"), series("uniformity", "uniformity")),
-            note="Alignment: how far apart the two views of an image are, 0 at best. Uniformity: how evenly images "
-            "spread, -4 at best; 0: all in one point (collapsed).",
+            note="Alignment: distance between the two views of an image; best is 0. Uniformity: how evenly images "
+            "are spread; best is -4, and 0 is all in one point (collapsed).",
         ),
         Chart("Learning rates", "epoch", rates if rates[0].y != rates[1].y else (both,), zero=True),
-        Chart("Throughput, average so far", "epoch", (series("images a second", "images_per_second"),), zero=True),
+        Chart("Throughput, average so far", "epoch", (series("images per second", "images_per_second"),), zero=True),
     ]
     kept = []
     for chart in made:
@@ -120,12 +120,12 @@ def charts(records: Sequence[Mapping[str, Any]], lambd: float, classes: int = 0)
 
 
 def spectrum_chart(start: npt.ArrayLike, now: npt.ArrayLike) -> Chart:
-    """Singular values of the features (greatest first), each as a part of the greatest, at the start and now."""
+    """Return the singular values of the features relative to the largest, at the start and now."""
 
     def curve(name: str, values: npt.ArrayLike) -> Series:
         s = np.asarray(values, np.float64)
         s = s / max(float(s.max(initial=0.0)), 1e-30)
-        s = s[s > 1e-6]  # below is rounding
+        s = s[s > 1e-6]  # smaller values are rounding errors
         return Series(name, tuple(range(1, len(s) + 1)), tuple(s.tolist()))
 
     return Chart(
@@ -133,12 +133,12 @@ def spectrum_chart(start: npt.ArrayLike, now: npt.ArrayLike) -> Chart:
         "direction, strongest first",
         (curve("now", now), curve("at the start", start)),
         log=True,
-        note="A curve that falls off early is a dimensional collapse.",
+        note="A curve that drops early shows a dimensional collapse.",
     )
 
 
 def thinned(curve: Series) -> Series:
-    """At most `MOST_POINTS` of a curve's points, evenly spread, its last one included."""
+    """Return at most `MOST_POINTS` points of a curve, evenly spread, including the last one."""
     if len(curve.x) <= MOST_POINTS:
         return curve
     kept = np.linspace(0, len(curve.x) - 1, MOST_POINTS).round().astype(int).tolist()

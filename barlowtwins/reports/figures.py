@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours from the page, and a correlation matrix as pixels."""
+"""Draws charts as SVG in the colors of the page, and correlation matrices as pixels."""
 
 # d features of a block of C
 
@@ -16,15 +16,15 @@ from barlowtwins.reports.charts import Chart, thinned
 
 __all__ = ["correlation_pixels", "draw", "require_matplotlib", "tick"]
 
-SIZE = (4.6, 2.5)  # inches: at a phone's width its letters are still 10 pixels high
+SIZE = (4.6, 2.5)  # inches; at the width of a phone, letters are still 10 pixels high
 
-# Colours that stand for those of the page (page.css); nothing else in a drawing has them.
-TEXT, GRID, COLOURS = "#010203", "#010204", ("#010205", "#010206", "#010207", "#010208")
-OF_THE_PAGE = {TEXT: "currentColor", GRID: "var(--line)"} | {c: f"var(--s{i})" for i, c in enumerate(COLOURS)}
+# Placeholders for the colors of the page (page.css); nothing else in a drawing has these colors.
+TEXT, GRID, COLORS = "#010203", "#010204", ("#010205", "#010206", "#010207", "#010208")
+OF_THE_PAGE = {TEXT: "currentColor", GRID: "var(--line)"} | {c: f"var(--s{i})" for i, c in enumerate(COLORS)}
 
 
 def require_matplotlib() -> None:
-    """Raise MissingExtraError now rather than in the middle."""
+    """Raise MissingExtraError if matplotlib is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError:
@@ -32,7 +32,7 @@ def require_matplotlib() -> None:
 
 
 def draw(chart: Chart) -> str:
-    """The chart as an `<svg>` element, without its title and its key.
+    """Return the chart as an `<svg>` element, without title and legend.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -69,14 +69,14 @@ def draw(chart: Chart) -> str:
 
 def _draw_curves(axes: Any, chart: Chart) -> None:
     for curve in map(thinned, chart.series):
-        colour = colour_of(chart, curve.name)
-        if curve.bound and len(set(curve.y)) == 1:  # seen also where it has a single point
-            axes.axhline(curve.y[0], color=colour, linestyle="--", linewidth=1.3)
+        color = color_of(chart, curve.name)
+        if curve.bound and len(set(curve.y)) == 1:  # also visible with a single point
+            axes.axhline(curve.y[0], color=color, linestyle="--", linewidth=1.3)
             continue
         axes.plot(
             curve.x,
             curve.y,
-            color=colour,
+            color=color,
             linestyle="--" if curve.bound else "-",
             linewidth=1.3 if curve.bound else 2,
             marker="o" if len(curve.x) <= 12 and not curve.bound else None,
@@ -108,7 +108,7 @@ def _scale(axes: Any, chart: Chart) -> None:
 
 
 def tick(value: float) -> str:
-    """A number at an axis, whole by itself: 250,000 rather than 2.5 beside a factor of 1e5 elsewhere; 2 M; 0.0005."""
+    """Format a number at an axis without a separate factor: 250,000; 2 M; 0.0005."""
     size = abs(value)
     if size >= 1e6:
         text = f"{size / 1e6:,.6g} M"
@@ -122,19 +122,19 @@ def tick(value: float) -> str:
     return f"\u2212{text}" if value < 0 else text
 
 
-def colour_of(chart: Chart, name: str) -> str:
-    """The colour that stands for the page's, of a curve by its name: grey for bounds."""
+def color_of(chart: Chart, name: str) -> str:
+    """Return the placeholder color of a curve by its name; gray for bounds."""
     measured = [curve.name for curve in chart.series if not curve.bound]
-    return COLOURS[(0, 1, 3)[measured.index(name) % 3]] if name in measured else COLOURS[2]
+    return COLORS[(0, 1, 3)[measured.index(name) % 3]] if name in measured else COLORS[2]
 
 
-def page_colour(colour: str) -> str:
-    """What the page calls a colour of a drawing."""
-    return OF_THE_PAGE[colour]
+def page_color(color: str) -> str:
+    """Return the CSS color of the page for a placeholder."""
+    return OF_THE_PAGE[color]
 
 
 def _of_the_page(svg: str, title: str) -> str:
-    """The element alone, scaled by the page, in its colours; `title` keeps ids apart that several drawings have."""
+    """Return only the element, scalable and in the colors of the page, with `title` in its ids to make them unique."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'^<svg\b([^>]*?)\s(?:width|height)="[^"]*"', r"<svg\1", svg)
     svg = re.sub(r'^<svg\b([^>]*?)\s(?:width|height)="[^"]*"', r"<svg\1", svg)
@@ -142,15 +142,15 @@ def _of_the_page(svg: str, title: str) -> str:
     prefix = re.sub(r"\W+", "-", title.lower())
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
-    for colour, of_the_page in OF_THE_PAGE.items():
-        svg = svg.replace(colour, of_the_page)
+    for color, of_the_page in OF_THE_PAGE.items():
+        svg = svg.replace(color, of_the_page)
     return svg.strip()
 
 
 def correlation_pixels(correlation: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """(d, d) entries from -1 to 1 as colours (d, d, 3): blue below 0, near black at 0, through red to white at 1.
+    """Return (d, d) entries from -1 to 1 as colors (d, d, 3): blue below 0, black at 0, red to white up to 1.
 
-    The steps follow the size to the power of 0.7, so that correlations of 0.05 are seen beside those of 1.
+    The scale is the magnitude to the power of 0.7, so that 0.05 is visible next to 1.
     """
     c = np.nan_to_num(np.clip(np.asarray(correlation, np.float32), -1, 1))
     t = np.sign(c) * np.abs(c) ** 0.7
@@ -159,7 +159,7 @@ def correlation_pixels(correlation: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 
 STOPS = np.array(
-    [  # where, red, green, blue
+    [  # value, red, green, blue
         [-1.0, 190, 230, 255],
         [-0.5, 40, 120, 215],
         [0.0, 16, 18, 32],

@@ -1,10 +1,10 @@
-"""An EMB folder as a map to explore: points of a plane on a canvas, in one page that needs no network.
+"""An EMB folder as an interactive map: points in a plane, in one HTML file that needs no network.
 
-The page is a canvas and three hundred lines of script rather than a plotting library's: those bring a megabyte each,
-draw 50,000 points slowly, or hold a tooltip's picture for each of them at once.
+The page is a canvas and a short script instead of a plotting library: these add a megabyte each, draw 50,000 points
+slowly, or keep the tooltip images of all points in memory.
 """
 
-# N rows that hold features, D of them, K neighbours
+# N rows that hold features, D of them, K neighbors
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ from barlowtwins.reports.thumbnails import Sheets, images_of, sheets
 
 __all__ = ["MapResult", "map"]
 
-EDGE = 0.002  # of the points at each end of an axis may lie outside of the first view
-QUERIES = 256  # rows whose neighbours are looked for at once
+EDGE = 0.002  # fraction of points at each end of an axis that may be outside of the initial view
+QUERIES = 256  # rows per neighbor search
 METHODS = {"pca": "principal components", "tsne": "t-SNE", "umap": "UMAP"}
 
 
 @dataclass(frozen=True)
 class MapResult:
-    """What `map` made."""
+    """Result of `map`."""
 
     out: str
     points: int
-    """Rows with features; the others are not on the map."""
+    """Number of rows with features; other rows are not on the map."""
     thumbnails: int
-    """Points that have one."""
+    """Number of points with a thumbnail."""
     bytes: int
     export: str | None
     seconds: float
 
     def summary(self) -> str:
         pictures = plural(self.thumbnails, "thumbnail") if self.thumbnails else "no thumbnails"
-        also = f"; the points for other tools are in {self.export}" if self.export else ""
+        also = f"; points exported to {self.export}" if self.export else ""
         points = plural(self.points, "point")
         return f"{self.out}: {points}, {pictures}, {data_size(self.bytes)} ({self.seconds:.0f} s){also}"
 
 
 def map(config: MapConfig) -> MapResult:
-    """Draw an EMB folder as a page, and perhaps write its points for other tools.
+    """Draw an EMB folder as an HTML map, and optionally export its points for other tools.
 
     Raises:
-        DataError: no EMB folder, or none of its rows holds features.
-        MissingExtraError: the method, or the export, needs what is not installed.
+        DataError: the folder is not an EMB folder, or no row has features.
+        MissingExtraError: the method or the export needs a package that is not installed.
         OutputError: a file cannot be written.
     """
     started = time.monotonic()
@@ -72,7 +72,7 @@ def map(config: MapConfig) -> MapResult:
     opened = open_embeddings(config.embeddings)
     entries = [entry for entry in opened.index() if entry.status == OK]
     if not entries:
-        raise DataError(f"no row of {opened.folder} holds features; its index.csv says why")
+        raise DataError(f"no row of {opened.folder} has features; see its index.csv for the reason")
     rows = np.fromiter((entry.row for entry in entries), np.int64, len(entries))
     features = opened.features if len(rows) == len(opened.features) else opened.features[rows]  # (N, D)
 
@@ -117,17 +117,17 @@ def map(config: MapConfig) -> MapResult:
 
 
 def _neighbours(features: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Of each row the k others nearest by cosine, and how near: (N, K) each."""
+    """Return the k other rows nearest to each row by cosine, and their similarity: (N, K) each."""
     n = len(features)
     if k < 1:
         return np.empty((n, 0), np.int64), np.empty((n, 0), np.float32)
     found, near = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
     unit = torch.cat([unit_rows(block)[0] for _, block in chunks(features, CHUNK, torch.device("cpu"))])  # (N, D)
-    with Progress(n, desc="neighbours", unit="row") as progress:
+    with Progress(n, desc="neighbors", unit="row") as progress:
         for start in range(0, n, QUERIES):
             similarity = unit[start : start + QUERIES] @ unit.T  # (q, N)
-            similarity.diagonal(start).fill_(-torch.inf)  # nobody is a neighbour of itself
-            values, rows = similarity.topk(k)  # (q, K); of equals whichever: for looking at, that will do
+            similarity.diagonal(start).fill_(-torch.inf)  # a row is not its own neighbor
+            values, rows = similarity.topk(k)  # (q, K); the order of equal values does not matter here
             found[start : start + len(rows)], near[start : start + len(rows)] = rows.numpy(), values.numpy()
             progress.update(len(rows))
     return found, near
@@ -139,21 +139,19 @@ def _pictures(config: MapConfig, opened: Embeddings, rows: npt.NDArray[np.int64]
         return none
     source = images_of(opened, config.data_root)
     if source is None:
-        say(f"warning: the images of {opened.meta['data']} are not at hand (--data-root?); the map has no thumbnails")
+        say(f"warning: cannot find the images of {opened.meta['data']} (see --data-root); the map has no thumbnails")
         return none
     workers = default_workers() if config.workers is None else config.workers
     made = sheets(source, rows.tolist(), budget=int(config.thumbnails * 1e6), workers=workers)
     if made.count < len(rows):
-        say(f"{made.count:,} of {len(rows):,} points have thumbnails: --thumbnails allows {config.thumbnails:g} MB")
+        say(f"{made.count:,} of {len(rows):,} points have thumbnails; --thumbnails allows {config.thumbnails:g} MB")
     elif made.small:
-        say(
-            f"thumbnails of {made.side} pixels, so that all fit into {config.thumbnails:g} MB; --thumbnails allows more"
-        )
+        say(f"thumbnails have {made.side} pixels to fit into {config.thumbnails:g} MB; raise --thumbnails for more")
     return made
 
 
 def _page(data: dict[str, Any], pictures: Sheets) -> str:
-    """The page; the thumbnails' sheets are text that the script decodes when one is looked at."""
+    """Return the page; it contains the thumbnail sheets as text, which the script decodes on demand."""
     blocks = [json_block("data", data)]
     blocks += [f'<script type="text/plain" id="sheet{i}">{file}</script>' for i, file in enumerate(pictures.files)]
     return page(

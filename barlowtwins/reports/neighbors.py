@@ -1,4 +1,4 @@
-"""Which images are most like this one? The nearest rows of an EMB folder, by cosine, read from the disk in chunks."""
+"""Nearest neighbors of an image: the nearest rows of an EMB folder by cosine, read from disk in chunks."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from barlowtwins.reports.tiles import Tile, draw_sheet, require_picture, write_s
 
 __all__ = ["Neighbor", "NeighborsResult", "Neighbour", "NeighboursResult", "neighbors", "neighbours"]
 
-ACROSS = 6  # pictures a row of a sheet
+ACROSS = 6  # images per row of a sheet
 
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A row near to the query."""
+    """A row near the query."""
 
     row: int
     path: str
     label: str
-    """Class name; empty if unlabelled."""
+    """Class name; empty if unlabeled."""
     cosine: float
 
 
@@ -43,12 +43,12 @@ class NeighborsResult:
     """The rows nearest to a query, nearest first."""
 
     query: str
-    """The image file, or the row's own path."""
+    """The image file, or the path of the row."""
     neighbours: tuple[Neighbor, ...]
     label: str = ""
-    """Class name of the query, if it is one of the rows and labelled; else empty."""
+    """Class name of the query if it is a labeled row; else empty."""
     sheet: str | None = None
-    """The picture that was written."""
+    """The image file that was written."""
 
     @property
     def neighbors(self) -> tuple[Neighbor, ...]:
@@ -56,27 +56,27 @@ class NeighborsResult:
         return self.neighbours
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     def summary(self) -> str:
-        """What a person is told."""
+        """Return the result as text."""
         rows = [[f"{found.cosine:.4f}", str(found.row), found.path, found.label] for found in self.neighbors]
         whose = f"{self.query} ({self.label})" if self.label else self.query
-        picture = f"\nthe same as a picture: {self.sheet}" if self.sheet else ""
+        picture = f"\nimage sheet: {self.sheet}" if self.sheet else ""
         return f"nearest to {whose}:\n{table(rows, ['cosine', 'row', 'path', 'label'])}{picture}"
 
 
 def neighbors(config: NeighborsConfig) -> NeighborsResult:
-    """Find the rows nearest to an image, which is embedded as they were, or to one of them, which is left out.
+    """Find the rows nearest to an image file, which is embedded like the rows, or to a row, which is excluded.
 
-    Fewer than `k` are found where there are fewer readable images.
+    Returns fewer than `k` rows if there are fewer readable images.
 
     Raises:
-        DataError: no EMB folder, or an image that cannot be read.
-        UsageError: there is no such row.
-        OutputError: the picture cannot be written.
-        WeightsError: the weights that made the rows are not where they were, or have changed.
+        DataError: the folder is not an EMB folder, or an image cannot be read.
+        UsageError: the row does not exist.
+        OutputError: the sheet cannot be written.
+        WeightsError: the weights of the rows have moved or changed.
     """
     if config.sheet:
         require_picture(config.sheet)
@@ -85,13 +85,13 @@ def neighbors(config: NeighborsConfig) -> NeighborsResult:
     if config.query.isdecimal() and not Path(config.query).exists():
         own = int(config.query)
         query, name, label = _row(opened, own)
-        wanted = min(config.k + 1, usable)  # one more: the row itself is its nearest
+        wanted = min(config.k + 1, usable)  # one more, since the row finds itself
     else:
         own = -1
         query, name, label = _embed(opened, config.query), config.query, _label_of(opened, config.query)
         wanted = min(config.k, usable)
     if not wanted:
-        raise DataError(f"no image in {config.embeddings} could be read; its index.csv says why")
+        raise DataError(f"no image in {config.embeddings} could be read; see its index.csv for the reason")
     similarity, rows = nearest(opened.features, query[None], wanted)
     found = dict(zip(rows[0].tolist(), similarity[0].tolist(), strict=True))  # nearest first
     found.pop(own, None)
@@ -114,11 +114,13 @@ def _sheet(result: NeighborsResult, opened: Embeddings, own: int, config: Neighb
     """The query and its neighbors as pictures, with cosine, label and path under each.
 
     Raises:
-        DataError: the images are not where they were.
+        DataError: the images cannot be found.
     """
     source = images_of(opened, config.data_root)
     if source is None:
-        raise DataError(f"the images of {opened.meta['data']}, for --sheet, are not at hand; --data-root says where")
+        raise DataError(
+            f"cannot find the images of {opened.meta['data']} for --sheet; give their folder as --data-root"
+        )
     query = source.read(own) if own >= 0 else read_image(config.query)
     tiles = [
         Tile(_picture(query), _words("query", result.label, result.query), marked=True),
@@ -139,10 +141,10 @@ def _picture(image: Image.Image | Unreadable) -> Image.Image | None:
 
 
 def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str, str]:
-    """Features (D,), path and label of a row."""
+    """Return features (D,), path and label of a row."""
     if row >= len(opened.features):
         raise UsageError(
-            f"there is no row {row}: {opened.folder} has rows 0 to {len(opened.features) - 1}; choose one of these"
+            f"row {row} does not exist: {opened.folder} has rows 0 to {len(opened.features) - 1}; choose one of these"
         )
     entry = next(itertools.islice(opened.index(), row, None))
     if entry.status != OK:
@@ -151,7 +153,7 @@ def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str, st
 
 
 def _label_of(opened: Embeddings, image: str) -> str:
-    """The label of an image file that is one of the rows; else empty."""
+    """Return the label of an image file if it is one of the rows; else an empty string."""
     root, file = opened.meta["root"], Path(image).resolve()
     if root is None or not file.is_relative_to(Path(root).resolve()):
         return ""
@@ -160,13 +162,13 @@ def _label_of(opened: Embeddings, image: str) -> str:
 
 
 def _embed(opened: Embeddings, image: str) -> npt.NDArray[np.float32]:
-    """Features (D,) of an image file, made as the rows were."""
+    """Return features (D,) of an image file, computed like those of the rows."""
     meta = opened.meta
     embedder = load_embedder(meta["weights"])
     if embedder.sha256 != meta["weights_sha256"]:
         raise WeightsError(
-            f"{meta['weights']} is not what made {opened.folder}: its sha256 begins {embedder.sha256[:10]}, not "
-            f"{meta['weights_sha256'][:10]}; put the old file back, or embed again with --overwrite"
+            f"{meta['weights']} has changed since {opened.folder} was written: its sha256 starts with "
+            f"{embedder.sha256[:10]}, not {meta['weights_sha256'][:10]}; restore it, or embed again with --overwrite"
         )
     embedder.preprocessing = Preprocessing.from_dict(meta["preprocessing"])
     features = embedder.encode([image])[0]

@@ -1,6 +1,6 @@
 """The points of a map as a Parquet file, for pandas, Embedding Atlas and FiftyOne."""
 
-# N points, K neighbours of each
+# N points, K neighbors of each
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def write_points(
     found: npt.NDArray[np.int64],
     similarity: npt.NDArray[np.float32],
 ) -> None:
-    """Write one row a point: row, path, label, cluster, x, y, neighbors.
+    """Write one row per point: row, path, label, cluster, x, y, neighbors.
 
     Args:
         path: the file.
-        opened: the EMB folder, whose root comes before each path.
+        opened: the EMB folder; its root is prepended to each path.
         entries: N rows of its index.
         points: (N, 2).
         clusters: (N,).
-        found: (N, K) places among the entries. In the file they are as Embedding Atlas reads them: `neighbors` holds
-            ids, which count the rows of this file, and distances.
+        found: (N, K) positions in `entries`. The file has the layout of Embedding Atlas: `neighbors` holds ids, which
+            are row numbers of this file, and distances.
         similarity: (N, K) cosine.
 
     Raises:
@@ -67,12 +67,12 @@ def write_points(
 
 
 def spelt(value: str) -> str:
-    """Text as any page and any file can hold it: bytes that are no UTF-8 are spelt out."""
+    """Return text that is valid UTF-8: other bytes become escapes."""
     return value.encode("utf-8", "backslashreplace").decode()
 
 
 def require_arrow() -> tuple[Any, Any]:
-    """pyarrow and its parquet; MissingExtraError without them."""
+    """Return pyarrow and pyarrow.parquet, or raise MissingExtraError."""
     try:
         import pyarrow
         import pyarrow.parquet

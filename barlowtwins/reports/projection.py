@@ -1,4 +1,4 @@
-"""Features as points of a plane, and as clusters. Rows are scaled to unit length first: angles count, as elsewhere.
+"""Projects features to points in a plane, and clusters them. Rows are scaled to unit length first.
 
 features (N, D) -> principal components (N, d) -> points (N, 2) by t-SNE or UMAP, or the first two; clusters (N,)
 """
@@ -23,20 +23,20 @@ from barlowtwins.metrics.nearest import chunks, unit_rows
 
 __all__ = ["REDUCED", "cluster", "pca", "project", "require_method"]
 
-REDUCED = 50  # components that t-SNE, UMAP and k-means see, as is usual for t-SNE
+REDUCED = 50  # input components of t-SNE, UMAP and k-means, as usual for t-SNE
 CPU = torch.device("cpu")
 CHUNK = 8192
-ROUNDS = 50  # of k-means at most
-COUNTED = re.compile(r"Iteration (\d+):|Epochs completed:.*?(\d+)/\d+")  # by t-SNE; by UMAP
+ROUNDS = 50  # maximum of k-means iterations
+COUNTED = re.compile(r"Iteration (\d+):|Epochs completed:.*?(\d+)/\d+")  # t-SNE; UMAP
 
 Components = npt.NDArray[np.float32]
 
 
 def pca(features: npt.NDArray[np.float32], width: int) -> Components:
-    """Principal components of unit-length rows, (N, D) -> (N, min(width, D)), strongest first.
+    """Return the principal components of unit-length rows, (N, D) -> (N, min(width, D)), largest first.
 
-    Two passes over the rows, chunk by chunk, so that they may lie on a disk. Each component's largest loading is
-    positive, which makes the answer one of two.
+    Reads the rows twice in chunks, so they can stay on disk. The largest loading of each component is positive, which
+    makes the sign unique.
     """
     n, d = features.shape
     total, second = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
@@ -58,30 +58,30 @@ def pca(features: npt.NDArray[np.float32], width: int) -> Components:
 
 
 def project(components: Components, method: str, *, seed: int = 0) -> Components:
-    """Two coordinates for each row: (N, d) -> (N, 2).
+    """Return two coordinates per row: (N, d) -> (N, 2).
 
     Args:
-        components: of `pca`.
+        components: result of `pca`.
         method: "pca", "tsne" or "umap".
-        seed: of the latter two.
+        seed: seed of t-SNE and UMAP.
 
     Raises:
         MissingExtraError: scikit-learn (tsne) or umap-learn (umap) is not installed.
     """
     n = len(components)
-    if method == "pca" or n < 5:  # fewer points have no neighbourhoods to keep
+    if method == "pca" or n < 5:  # too few points for neighborhoods
         points = components[:, :2]
     elif method == "tsne":
         points = _tsne(components, seed)
     else:
         points = _umap(components, seed)
     flat = np.zeros((n, 2), np.float32)
-    flat[:, : points.shape[1]] = points  # features of one dimension have one component
+    flat[:, : points.shape[1]] = points  # one-dimensional features have one component
     return flat
 
 
 def require_method(method: str) -> Any:
-    """The class behind a method, None behind "pca"; MissingExtraError where its library is not installed."""
+    """Return the class of a method (None for "pca"), or raise MissingExtraError if it is not installed."""
     if method == "tsne":
         try:
             from sklearn.manifold import TSNE
@@ -100,14 +100,14 @@ def require_method(method: str) -> Any:
 def _tsne(components: Components, seed: int) -> Components:
     perplexity = min(30.0, (len(components) - 1) / 3)
     tsne = require_method("tsne")(perplexity=perplexity, init="pca", random_state=seed, verbose=2)
-    steps = getattr(tsne, "max_iter", None) or tsne.n_iter  # the older name
+    steps = getattr(tsne, "max_iter", None) or tsne.n_iter  # older name
     with Progress(steps, desc="t-SNE", unit="step") as progress, _listening(progress):
         return np.asarray(tsne.fit_transform(components))
 
 
 def _umap(components: Components, seed: int) -> Components:
     n = len(components)
-    steps = 500 if n <= 10_000 else 200  # as UMAP would choose by itself
+    steps = 500 if n <= 10_000 else 200  # the defaults of UMAP
     UMAP = require_method("umap")
     with Progress(steps, desc="UMAP", unit="step") as progress, _listening(progress) as ear:
         words: Any = {"verbose": True, "tqdm_kwds": {"file": ear, "mininterval": 0}}
@@ -117,13 +117,13 @@ def _umap(components: Components, seed: int) -> Components:
 
 @contextlib.contextmanager
 def _listening(progress: Progress) -> Iterator[io.TextIOBase]:
-    """Keep what a library prints meanwhile off the standard output, and take from it how far the work is."""
+    """Capture the output of a library and read its progress from it."""
     with contextlib.redirect_stdout(_Ear(progress)):
-        yield _Ear(progress)  # another one: tqdm draws bars on the standard output again after each line that it writes
+        yield _Ear(progress)  # a separate object, because tqdm redraws bars on standard output after each line
 
 
 class _Ear(io.TextIOBase):
-    """A file to print to, of which only counts are kept."""
+    """A file that only extracts counts from its text."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -136,31 +136,31 @@ class _Ear(io.TextIOBase):
 
 
 def cluster(components: Components, count: int, *, seed: int = 0) -> npt.NDArray[np.int64]:
-    """k-means of the rows of `pca`, (N, d) -> cluster of each, (N,); clusters are numbered by size, largest first.
+    """Cluster the result of `pca` by k-means, (N, d) -> (N,); clusters are numbered by size, largest first.
 
-    Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007).
+    Lloyd's algorithm with k-means++ initialization (Arthur & Vassilvitskii 2007).
     """
     x = torch.from_numpy(components)  # (N, d)
     count = min(count, len(x))
     rng = np.random.default_rng(seed)
-    centres = x[[int(rng.integers(len(x)))]]  # (1, d)
-    nearest = (x - centres[0]).square().sum(1)  # (N,) squared distance to the nearest centre
-    while len(centres) < count:
+    centers = x[[int(rng.integers(len(x)))]]  # (1, d)
+    nearest = (x - centers[0]).square().sum(1)  # (N,) squared distance to the nearest center
+    while len(centers) < count:
         weights = nearest.double().numpy()
-        if weights.sum() == 0:  # fewer different rows than clusters
+        if weights.sum() == 0:  # fewer distinct rows than clusters
             break
         chosen = int(rng.choice(len(x), p=weights / weights.sum()))
-        centres = torch.cat([centres, x[[chosen]]])
+        centers = torch.cat([centers, x[[chosen]]])
         nearest = torch.minimum(nearest, (x - x[chosen]).square().sum(1))
     member = torch.full((len(x),), -1)
     for _ in range(ROUNDS):
-        before, member = member, torch.cdist(x, centres).argmin(1)  # (N,)
+        before, member = member, torch.cdist(x, centers).argmin(1)  # (N,)
         if torch.equal(before, member):
             break
-        sizes = torch.bincount(member, minlength=len(centres))
-        sums = torch.zeros_like(centres).index_add_(0, member, x)
-        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
-    sizes = torch.bincount(member, minlength=len(centres))
+        sizes = torch.bincount(member, minlength=len(centers))
+        sums = torch.zeros_like(centers).index_add_(0, member, x)
+        centers = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centers)
+    sizes = torch.bincount(member, minlength=len(centers))
     number = torch.empty_like(sizes)
     number[sizes.argsort(descending=True, stable=True)] = torch.arange(len(sizes))
     return number[member].numpy()

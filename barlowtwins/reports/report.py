@@ -1,4 +1,4 @@
-"""RUN/report.html: a run as a page, from what it has written (config.json, metrics.jsonl, snapshots/)."""
+"""RUN/report.html: the report of a run, from its config.json, metrics.jsonl and snapshots/."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["ReportResult", "report", "write_report"]
 
 @dataclass(frozen=True)
 class ReportResult:
-    """What `report` wrote."""
+    """Result of `report`."""
 
     out: str
-    """The page."""
+    """The HTML file."""
     bytes: int
     step: int
     steps: int
@@ -34,18 +34,18 @@ class ReportResult:
 
 
 def report(config: ReportConfig) -> ReportResult:
-    """Write the page of a run, which may still be training.
+    """Write the HTML report of a run, which may still be training.
 
     Raises:
-        DataError: the folder is no RUN folder.
+        DataError: the folder is not a RUN folder.
         MissingExtraError: matplotlib is not installed.
-        OutputError: the page cannot be written.
+        OutputError: the file cannot be written.
     """
     return write_report(config.run)
 
 
 def write_report(run: str | Path) -> ReportResult:
-    """`report` by the folder alone, as training calls it."""
+    """Write the report of a RUN folder; called during training."""
     require_matplotlib()
     folder = RunFolder(run)
     config = folder.read_config()

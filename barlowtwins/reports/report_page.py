@@ -1,6 +1,6 @@
-"""What stands on the page of a run, part by part: HTML from its settings, its log and its snapshots."""
+"""Builds the HTML report of a run from its settings, its log and its snapshots."""
 
-# P pairs of views, Q query images, K neighbours of each, d features of a block of C
+# P pairs of views, Q query images, K neighbors of each, d features of a block of C
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from barlowtwins.core.printing import plural
 from barlowtwins.metrics.representation import Verdict
 from barlowtwins.reports.charts import Chart, charts, spectrum_chart
-from barlowtwins.reports.figures import colour_of, correlation_pixels, draw, page_colour
+from barlowtwins.reports.figures import color_of, correlation_pixels, draw, page_color
 from barlowtwins.reports.pages import LOSSLESS, page, picture, text
 from barlowtwins.runs.snapshots import Snapshot
 
 __all__ = ["build"]
 
-# What of config.json is the recipe, in the order of the page; the rest of the settings follow.
+# Settings of the recipe in config.json, in the order of the page; the other settings follow.
 RECIPE = (
     *("recipe", "backbone", "stem", "channels", "projector", "image_size", "augmentation", "epochs", "batch_size"),
     *("micro_batch_size", "lambd", "scale_loss", "optimizer", "lr", "lr_bias", "weight_decay", "warmup_epochs", "seed"),
@@ -33,14 +33,14 @@ def build(
     snapshots: Sequence[Snapshot],
     verdict: Verdict,
 ) -> str:
-    """The page of a run.
+    """Return the report of a run as HTML.
 
     Args:
-        name: of the run.
-        config: of config.json.
-        records: of metrics.jsonl.
+        name: name of the run.
+        config: contents of config.json.
+        records: records of metrics.jsonl.
         snapshots: oldest first; the first and the last are shown.
-        verdict: in words.
+        verdict: verdict on collapse.
     """
     classes = len(config.get("classes") or ())
     shown = charts(records, float(config.get("lambd") or 0), classes)
@@ -52,7 +52,7 @@ def build(
         f'<p class="verdict {verdict.level}" id="verdict">{text(f"{verdict.words} {verdict.advice}".rstrip())}</p>',
         _tiles(config, records),
         "<h2>Curves</h2>",
-        f'<div class="charts">{"".join(map(_figure, shown)) or "<p>Nothing is logged yet.</p>"}</div>',
+        f'<div class="charts">{"".join(map(_figure, shown)) or "<p>Nothing has been logged yet.</p>"}</div>',
     ]
     if snapshots:
         now = snapshots[-1]
@@ -89,7 +89,7 @@ def _tiles(config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> s
         (f"{last('probe'):.1f} %" if last("probe") is not None else None, "online linear probe"),
         (_number(last("effective_rank")), "effective rank"),
         (_number(last("feature_deviation")), "feature deviation"),
-        (_number(last("images_per_second")), "images a second"),
+        (_number(last("images_per_second")), "images per second"),
     ]
     cells = [f'<div class="card tile"><b>{text(v)}</b><span>{text(n)}</span></div>' for v, n in tiles if v is not None]
     return f'<div class="tiles">{"".join(cells)}</div>'
@@ -104,8 +104,8 @@ def _number(value: float | None) -> str | None:
 def _figure(chart: Chart) -> str:
     keys = []
     for curve in chart.series:
-        colour = page_colour(colour_of(chart, curve.name))
-        line = f'<i style="border-color:{colour}"{" class=dashed" if curve.bound else ""}></i>'
+        color = page_color(color_of(chart, curve.name))
+        line = f'<i style="border-color:{color}"{" class=dashed" if curve.bound else ""}></i>'
         value = "" if chart.x_label != "epoch" else f" <b>{text(_number(curve.y[-1]))}</b>"
         keys.append(f'<span class="key">{line}{text(curve.name)}{value}</span>')
     note = f"<div>{text(chart.note)}</div>" if chart.note else ""
@@ -120,21 +120,21 @@ def _matrices(start: Snapshot, now: Snapshot) -> str:
     for when, snapshot in (("At the start", start), ("Now", now)):
         c = snapshot.correlation.astype(np.float32)  # (d, d)
         off = np.abs(c[~np.eye(len(c), dtype=bool)]).mean() if len(c) > 1 else 0.0
-        numbers = f"on the diagonal {np.diag(c).mean():.2f} on average, off it {off:.3f} in size"
+        numbers = f"mean on the diagonal {np.diag(c).mean():.2f}, mean magnitude off the diagonal {off:.3f}"
         said = f"{when}, epoch {snapshot.epoch}: {numbers}"
         cards.append(
             f'<figure class="card">{picture(correlation_pixels(c), said)}<figcaption>{text(said)}</figcaption></figure>'
         )
     ticks = np.linspace(-1, 1, 41)
-    colours = ", ".join("rgb({},{},{})".format(*pixel) for pixel in correlation_pixels(ticks[None])[0])
+    colors = ", ".join("rgb({},{},{})".format(*pixel) for pixel in correlation_pixels(ticks[None])[0])
     d = len(now.correlation)
     return (
         "<h2>Cross-correlation matrix</h2>"
         f"<p>Between two views of {plural(now.images, 'image')}, {'all' if d == now.width else 'the first'} {d} of "
-        f"{now.width:,} features, evaluated with the network as it stood. Training makes it the identity: a bright "
-        "diagonal (the views agree), dark elsewhere (no two features say the same).</p>"
+        f"{now.width:,} features, computed by the network at that time. Training moves it toward the identity: a "
+        "bright diagonal (the views agree), dark elsewhere (the features are not redundant).</p>"
         f'<div class="matrices">{"".join(cards)}</div>'
-        f'<div class="scale" style="background:linear-gradient(90deg, {colours})"></div>'
+        f'<div class="scale" style="background:linear-gradient(90deg, {colors})"></div>'
         '<div class="scale-labels"><span>-1</span><span>0</span><span>1</span></div>'
     )
 
@@ -149,7 +149,7 @@ def _pairs(now: Snapshot) -> str:
             f'<div class="card pair"><div>{views}</div><div class="name" title="{text(key)}">{text(key)}</div></div>'
         )
     return (
-        "<h2>Augmented pairs</h2><p>Two views of one image, as the network saw them in "
+        "<h2>Augmented pairs</h2><p>Two views of one image, as used for training in "
         f'epoch {max(1, now.epoch)}.</p><div class="pairs">{"".join(cards)}</div>'
     )
 
@@ -157,7 +157,7 @@ def _pairs(now: Snapshot) -> str:
 def _neighbours(now: Snapshot) -> str:
     if not len(now.queries) or not len(now.query_keys):
         return ""
-    whose = "held-out images" if now.held_out else "some training images, there being no others"
+    whose = "held-out images" if now.held_out else "training images (there are no held-out images)"
     cards = []
     for i, key in enumerate(now.query_keys):
         label = now.query_labels[i]
@@ -168,7 +168,7 @@ def _neighbours(now: Snapshot) -> str:
             cells.append(_cell(now.neighbours[i, j], other, near, its, same=bool(label) and its == label))
         cards.append(f'<div class="card found">{"".join(cells)}</div>')
     return (
-        f"<h2>Nearest neighbours</h2><p>Of {whose} (first of each row), by cosine similarity of the features, "
+        f"<h2>Nearest neighbors</h2><p>Of {whose} (first in each row), by cosine similarity of the features, "
         f'among {plural(now.images, "training image")}.</p><div class="neighbours">{"".join(cards)}</div>'
     )
 
@@ -191,8 +191,8 @@ def _unreadable(now: Snapshot | None, records: Sequence[Mapping[str, Any]]) -> s
     items = "".join(f"<li>{text(key)}</li>" for key in named)
     left = f"<li>... and {count - len(named):,} more</li>" if count > len(named) else ""
     return (
-        f"<h2>Unreadable images</h2><p>{count:,}, others in {'its' if count == 1 else 'their'} place; "
-        f'<code>barlowtwins check</code> says why.</p><ul class="card bad">{items}{left}</ul>'
+        f"<h2>Unreadable images</h2><p>{plural(count, 'unreadable image')}, replaced by other images. "
+        f'Run <code>barlowtwins check</code> to find out why.</p><ul class="card bad">{items}{left}</ul>'
     )
 
 
@@ -225,7 +225,7 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _under(config: Mapping[str, Any], *names: str) -> Any:
-    """config[name][name]..., or None where there is none."""
+    """Return config[name][name]..., or None if it does not exist."""
     value: Any = config
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None

@@ -1,4 +1,4 @@
-"""`augment`: images and their views side by side, by both executors, with everything that was drawn for each view."""
+"""`augment`: images and their views side by side, made by two executors, with the drawn parameters."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ from barlowtwins.views.transform import TwinTransform
 
 __all__ = ["AugmentResult", "augment", "describe"]
 
-SIDE = 208  # of a view in pixels: the drawn parameters fit below it
+SIDE = 208  # of a view in pixels, wide enough for the parameters below it
 JITTER = ("brightness", "contrast", "saturation", "hue")
 
 
 @dataclass(frozen=True)
 class AugmentResult:
-    """What `augment` drew."""
+    """Result of `augment`."""
 
     out: str
     augmentation: Augmentation
     images: int
-    """Shown; an unreadable one has an empty tile."""
+    """Number of images shown; an unreadable image has an empty tile."""
     of: int
-    """Images that there are."""
+    """Number of images in the data."""
     views: int
-    """Of all images together, each of them by both executors."""
+    """Number of views of all images, each made by both executors."""
 
     def summary(self) -> str:
-        """What a person is told."""
-        recipe = self.augmentation
+        """Return the result as text."""
+        numbers = self.augmentation
         if self.images < self.of:
-            shown = f"shows {self.images:,} of {plural(self.of, 'image')}, evenly spread (--images: more)"
+            shown = f"shows {self.images:,} of {plural(self.of, 'image')}, evenly spread (for more, raise --images)"
         else:
             shown = f"shows {'all ' if self.of > 1 else ''}{plural(self.of, 'image')}"
         return (
-            f"{self.out} {shown}, and {plural(self.views, 'view')} of {recipe.size} x {recipe.size} pixels "
-            f"({recipe.name}), each by both executors"
+            f"{self.out} {shown}, and {plural(self.views, 'view')} of {numbers.size} x {numbers.size} pixels "
+            f"({numbers.name}), each made by both executors"
         )
 
 
 def augment(config: AugmentConfig) -> AugmentResult:
-    """Draw images and their views, as pretraining with this seed makes them, with the drawn parameters under each.
+    """Draw images and their views as in pretraining with this seed, with the drawn parameters under each.
 
-    Each pair of views has a row: the image, its first view by Pillow's executor and by the batched one, and the second.
+    Each pair of views has a row: the image, and both views, each made by the Pillow and the batched executor.
 
     Raises:
-        DataError: no such data.
-        ConfigError: an unknown augmentation.
-        OutputError: the picture cannot be written.
+        DataError: the data does not exist.
+        ConfigError: the augmentation is unknown.
+        OutputError: the sheet cannot be written.
     """
     require_picture(config.out)
     source = open_source(config.data, split=config.split, data_root=config.data_root)
@@ -70,7 +70,7 @@ def augment(config: AugmentConfig) -> AugmentResult:
     if name == "auto":
         flags = PretrainConfig(config.data, "", image_size=config.image_size)
         name = resolve(flags, channels=source.channels, size=source.size).augmentation
-    recipe = TwinTransform(augmentation(name), size=config.image_size, channels=source.channels).recipe
+    numbers = TwinTransform(augmentation(name), size=config.image_size, channels=source.channels).augmentation
     shown = np.unique(np.linspace(0, len(source) - 1, min(config.images, len(source))).round().astype(np.int64))
 
     rows, views = [], 0
@@ -79,44 +79,44 @@ def augment(config: AugmentConfig) -> AugmentResult:
         if isinstance(read, Unreadable):
             rows.append([Tile(None, (source.key(index), f"unreadable: {read.why}"), marked=True)])
             continue
-        image = as_image(read, recipe.channels)
+        image = as_image(read, numbers.channels)
         for epoch in range(config.epoch, config.epoch + config.pairs):
-            pair = draw_views(recipe, image.width, image.height, rng_for(config.seed, epoch, index))
+            pair = draw_views(numbers, image.width, image.height, rng_for(config.seed, epoch, index))
             said = (source.key(index), f"{image.width} x {image.height}", f"epoch {epoch + 1}")
-            rows.append([Tile(image, said, marked=True), *_views(image, pair, recipe)])
+            rows.append([Tile(image, said, marked=True), *_views(image, pair, numbers)])
             views += 2
-    title = f"{recipe.name}: {config.data}, views of {recipe.size} x {recipe.size}, seed {config.seed}"
+    title = f"{numbers.name}: {config.data}, views of {numbers.size} x {numbers.size}, seed {config.seed}"
     write_sheet(config.out, draw_sheet(rows, title=title, side=SIDE))
-    return AugmentResult(config.out, recipe, len(shown), len(source), views)
+    return AugmentResult(config.out, numbers, len(shown), len(source), views)
 
 
-def _views(image: Image.Image, pair: tuple[ViewParameters, ViewParameters], recipe: Augmentation) -> list[Tile]:
-    """Both views, each by Pillow's executor and by the batched one, with how far they differ."""
+def _views(image: Image.Image, pair: tuple[ViewParameters, ViewParameters], numbers: Augmentation) -> list[Tile]:
+    """Make both views with the Pillow and the batched executor, and measure their difference."""
     levels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, -1)
-    plain = dataclasses.replace(recipe, mean=(0.0,) * recipe.channels, std=(1.0,) * recipe.channels)
+    plain = dataclasses.replace(numbers, mean=(0.0,) * numbers.channels, std=(1.0,) * numbers.channels)
     batched = make_views(levels, pack_views([pair]), plain)  # two of (1, C, S, S)
     tiles = []
     for number, (parameters, view) in enumerate(zip(pair, batched, strict=True), 1):
         drawn = describe(parameters)
-        by_pillow = apply_view(image, parameters, recipe)
+        by_pillow = apply_view(image, parameters, numbers)
         tiles.append(Tile(by_pillow, (f"view {number} by pillow", *drawn)))
         pixels = (view[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()  # (S, S, C)
-        pixels = pixels[..., 0] if recipe.channels == 1 else pixels
+        pixels = pixels[..., 0] if numbers.channels == 1 else pixels
         off = np.abs(pixels.astype(int) - np.asarray(by_pillow)).mean()
-        said = (f"view {number} by batched", *drawn, f"{off:.2f} of 255 levels off")
+        said = (f"view {number} by batched", *drawn, f"difference {off:.2f} of 255 levels")
         tiles.append(Tile(Image.fromarray(pixels), said))
     return tiles
 
 
 def describe(parameters: ViewParameters) -> tuple[str, ...]:
-    """Everything random about a view in short lines: crop and flip, each colour jitter in its order, the rest."""
+    """Describe the parameters of a view in short lines: the crop, the color jitter in its order, the rest."""
     p = parameters
     lines = [f"crop {p.width} x {p.height} at {p.left}, {p.top}"]
     if p.jitter is not None:
         said = [f"{JITTER[i]} {p.jitter.factors[i]:{'+.2f' if i == 3 else '.2f'}}" for i in p.jitter.order]
         lines += [", ".join(said[:2]), ", ".join(said[2:])]
     rest = ["flip"] if p.flip else []
-    rest += ["grey"] if p.grey else []
+    rest += ["grayscale"] if p.grey else []
     rest += [f"blur {p.blur_sigma:.2f} px"] if p.blur_sigma is not None else []
-    rest += ["solarise"] if p.solarize else []
+    rest += ["solarize"] if p.solarize else []
     return (*lines, *([", ".join(rest)] if rest else []))

@@ -1,4 +1,4 @@
-"""The images behind an EMB folder's rows, read again and made small: one at a time, or in sheets for a page."""
+"""Thumbnails of the images of an EMB folder, singly or in sheets for a page."""
 
 # s side of a thumbnail in pixels
 
@@ -27,18 +27,18 @@ from barlowtwins.embedding.embeddings import Embeddings
 __all__ = ["Sheets", "images_of", "sheets", "thumbnail"]
 
 LEAST, MOST = 24, 96  # s
-MARGIN = 0.95  # of the budget is planned with: a trial is not the whole
-ACROSS = 16  # thumbnails a row and a column of a sheet
+MARGIN = 0.95  # fraction of the budget to plan with, since the estimate comes from a sample
+ACROSS = 16  # thumbnails per row and column of a sheet
 QUALITY = 70
-BYTES_A_PIXEL = 0.55 * 4 / 3  # of a WebP file of that quality in base64; a guess that a trial sheet corrects
+BYTES_A_PIXEL = 0.55 * 4 / 3  # of WebP at that quality in base64; a first estimate, corrected by a sample
 
 
 def images_of(opened: Embeddings, data_root: str | None = None) -> Source | None:
-    """The images that an EMB folder was made of, row by row; None if they are not at hand.
+    """Return the images of an EMB folder, row by row; None if they cannot be found.
 
     Args:
         opened: the EMB folder.
-        data_root: where named data sets lie.
+        data_root: folder of named data sets.
     """
     meta = opened.meta
     keys = [entry.path for entry in opened.index()]
@@ -52,13 +52,13 @@ def images_of(opened: Embeddings, data_root: str | None = None) -> Source | None
                 if (source := _opened_again(opened, name, split, data_root)) is not None:
                     return source
         return None
-    if keys and Path(keys[0]).is_file():  # paths that a caller gave
+    if keys and Path(keys[0]).is_file():  # paths given by a caller
         return FileSource(meta["data"], None, keys)
     return None
 
 
 def _opened_again(opened: Embeddings, name: str, split: str = "test", data_root: str | None = None) -> Source | None:
-    """The source of this name, if it still holds the images that were embedded."""
+    """Return the source of this name if it still has the embedded images."""
     try:
         source = open_source(name, split=split, data_root=data_root)
     except DataError:
@@ -68,7 +68,7 @@ def _opened_again(opened: Embeddings, name: str, split: str = "test", data_root:
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
-    """The whole image, RGB, in the middle of a side x side square; larger images shrink, smaller ones stay."""
+    """Center the whole image, RGB, in a side x side square; large images shrink, small ones keep their size."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     if small.size == (side, side):
@@ -80,27 +80,27 @@ def thumbnail(image: Image.Image, side: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Sheets:
-    """Thumbnails, `across` x `across` on a sheet, row by row; place i of them all is image i."""
+    """Sheets of `across` x `across` thumbnails, row by row; position i over all sheets is image i."""
 
     side: int
     across: int
     files: list[str]
     """WebP in base64."""
     count: int
-    """Images that have a thumbnail: the first ones."""
+    """Number of images with a thumbnail; these come first."""
     small: bool = False
-    """Whether they are smaller than they would be with more bytes."""
+    """Whether a larger budget would give larger thumbnails."""
 
 
 def sheets(source: Source, rows: Sequence[int], *, budget: int, workers: int) -> Sheets:
-    """Read images and put their thumbnails on sheets.
+    """Read images and arrange their thumbnails on sheets.
 
     Args:
         source: the images.
-        rows: which of them, in order.
-        budget: bytes of all sheets at most. The side is chosen so that all fit; what does not at the least side is
-            left out.
-        workers: processes that read.
+        rows: rows to read, in order.
+        budget: maximum bytes of all sheets. The side is chosen so that all fit; thumbnails that do not fit at the
+            smallest side are omitted.
+        workers: number of reader processes.
     """
     side = _side(source, rows, budget)
     files: list[str] = []
@@ -126,14 +126,14 @@ def _most(source: Source) -> int:
 
 
 def _side(source: Source, rows: Sequence[int], budget: int) -> int:
-    """The side with which all thumbnails should fit, from a trial of some where that is not obvious."""
+    """Return the side at which all thumbnails should fit, estimated from a sample if needed."""
     most = _most(source)
     guess = math.sqrt(budget / (max(1, len(rows)) * BYTES_A_PIXEL))
-    if guess > 2 * most:  # there is room for four times the bytes that are expected
+    if guess > 2 * most:  # the budget is four times the expected size
         return most
     side = max(LEAST, min(most, int(guess)))
     trial = tuple(rows[:: -(-len(rows) // ACROSS**2)])
-    for _ in range(2):  # smaller ones have more bytes a pixel
+    for _ in range(2):  # smaller thumbnails have more bytes per pixel
         pixels = len(trial) * side**2
         right = math.sqrt(MARGIN * budget * pixels / (len(rows) * len(_Reader(source, side)[trial])))
         side = max(LEAST, min(most, int(right)))
@@ -141,7 +141,7 @@ def _side(source: Source, rows: Sequence[int], budget: int) -> int:
 
 
 class _Reader:
-    """Makes one sheet, in whichever process it is called."""
+    """Makes one sheet, in the process that calls it."""
 
     def __init__(self, source: Source, side: int) -> None:
         self.source, self.side = source, side

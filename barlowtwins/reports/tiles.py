@@ -1,4 +1,4 @@
-"""Pictures in rows and columns with words under each, by Pillow alone."""
+"""Draws images in rows and columns with text under each, with Pillow."""
 
 # s side of a tile in pixels
 
@@ -23,23 +23,23 @@ PAPER, INK, SOFT, ACCENT = (255, 255, 255), (27, 31, 39), (91, 100, 114), (37, 9
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture and what stands under it."""
+    """An image and the text under it."""
 
     image: Image.Image | None
-    """None: a grey square."""
+    """None: a gray square."""
     lines: tuple[str, ...] = ()
-    """The first one is darker; each is cut to the tile's width."""
+    """The first line is darker; each is cut to the width of the tile."""
     marked: bool = False
-    """Framed, as the one that the others are compared with."""
+    """Whether it has a frame, as the reference for the others."""
 
 
 def draw_sheet(rows: Sequence[Sequence[Tile]], *, title: str = "", side: int = 160) -> Image.Image:
     """Draw rows of tiles.
 
     Args:
-        rows: their tiles, from left to right.
-        title: above them; none if empty.
-        side: of a tile in pixels. A picture fills it, small ones enlarged without smoothing, so that pixels are seen.
+        rows: tiles of each row, from left to right.
+        title: title above the rows; none if empty.
+        side: side of a tile in pixels. Images fill it; small images are enlarged without smoothing.
     """
     font = ImageFont.load_default(LETTER)
     across = max((len(row) for row in rows), default=0)
@@ -78,7 +78,7 @@ def _place(sheet: Image.Image, image: Image.Image | None, left: int, top: int, s
 
 
 def _cut(words: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:
-    """As much of a line as fits, with an ellipsis where something is left out; control characters spelt out."""
+    """Cut a line to the width, with an ellipsis if needed; control characters become escapes."""
     words = words.encode("utf-8", "backslashreplace").decode()
     words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words[:400])
     if font.getlength(words) <= width:
@@ -89,17 +89,17 @@ def _cut(words: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
 
 
 def require_picture(path: str) -> None:
-    """Raise UsageError now if no picture can be written under this name."""
+    """Raise UsageError if the name does not end in a supported image format."""
     if Path(path).suffix.lower() not in FORMATS:
-        raise UsageError(f"{path} does not say what kind of picture it is; end it with one of {', '.join(FORMATS)}")
+        raise UsageError(f"{path} does not end in an image format; use one of {', '.join(FORMATS)}")
 
 
 def write_sheet(path: str, sheet: Image.Image) -> None:
-    """Write a picture in the format that its name says.
+    """Write an image in the format of its suffix.
 
     Raises:
-        UsageError: the name says none.
-        OutputError: it cannot be written.
+        UsageError: the suffix is not supported.
+        OutputError: the file cannot be written.
     """
     require_picture(path)
     with atomic_write(path) as file:

@@ -1,7 +1,7 @@
-"""Pages: one HTML file each that opens from a disk, asks no network for anything, and is dark or light as one likes.
+"""Self-contained HTML pages: one file each, without network access, dark or light by preference.
 
-Whatever comes from outside (paths, class names, settings) passes `text` or `json_block`; the page's own policy forbids
-every request besides.
+All outside text (paths, class names, settings) must pass `text` or `json_block`; in addition, the content policy of the
+page forbids all requests.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from PIL import Image
 __all__ = ["base64_of", "json_block", "page", "picture", "picture_uri", "shipped", "text"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-LOSSLESS = 64  # pixels: pictures up to this side are PNG, so that drawn pixels stay pixels
+LOSSLESS = 64  # pixels; images up to this side are PNG, to keep pixels sharp
 
 
 def text(value: object) -> str:
-    """`value` as text of a page, in an element or an attribute; bytes that are no UTF-8 are spelt out."""
+    """Escape `value` for an element or an attribute; bytes that are not UTF-8 become escapes."""
     return html.escape(str(value).encode("utf-8", "backslashreplace").decode(), quote=True)
 
 
 def json_block(name: str, value: Any) -> str:
-    """A `<script type="application/json" id=name>` that no text inside can end early."""
+    """Return a `<script type="application/json" id=name>` that its text cannot close."""
     made = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         made = made.replace(character, f"\\u{ord(character):04x}")
@@ -38,12 +38,12 @@ def json_block(name: str, value: Any) -> str:
 
 
 def base64_of(array: npt.NDArray[Any]) -> str:
-    """The bytes of an array, little-endian, for a typed array in a page."""
+    """Return the little-endian bytes of an array in base64, for a typed array in a page."""
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()).decode("ascii")
 
 
 def picture_uri(pixels: npt.NDArray[np.uint8]) -> str:
-    """(H, W, 3) as a data: URI."""
+    """Return (H, W, 3) pixels as a data: URI."""
     file = io.BytesIO()
     small = max(pixels.shape[:2]) <= LOSSLESS
     Image.fromarray(pixels).save(file, "PNG" if small else "JPEG", **({} if small else {"quality": 82}))
@@ -51,7 +51,7 @@ def picture_uri(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def picture(pixels: npt.NDArray[np.uint8], description: str, classes: str = "") -> str:
-    """(H, W, 3) as an `<img>`; `description` is read aloud and shown when hovering."""
+    """Return (H, W, 3) pixels as an `<img>`; `description` is the alternative text and the tooltip."""
     height, width = pixels.shape[:2]
     said = text(description)
     return (
@@ -61,18 +61,18 @@ def picture(pixels: npt.NDArray[np.uint8], description: str, classes: str = "") 
 
 
 def shipped(name: str) -> str:
-    """The text of a file beside this module."""
+    """Return the text of a file next to this module."""
     return (importlib.resources.files(__package__) / name).read_text("utf-8")
 
 
 def page(title: str, body: str, *, styles: Sequence[str] = (), script: str = "") -> str:
-    """A whole page.
+    """Return a whole page.
 
     Args:
         title: plain text.
         body: HTML.
-        styles: names of shipped style sheets, after the common one.
-        script: the name of a shipped script, run when the body is there; none if empty.
+        styles: names of style sheets in this folder, after the common one.
+        script: name of a script in this folder, run after the body; none if empty.
     """
     style = "\n".join(shipped(name) for name in ("page.css", *styles))
     code = f"<script>\n{shipped(script)}</script>\n" if script else ""
