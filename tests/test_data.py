@@ -154,11 +154,11 @@ class TestLists:
 
 
 class TestArraysAndSequences:
-    @pytest.mark.parametrize(("shape", "mode"), [((5, 4, 3), "L"), ((5, 4, 3, 1), "L"), ((5, 4, 3, 3), "RGB")])
+    @pytest.mark.parametrize(("shape", "mode"), [((5, 4, 6), "L"), ((5, 4, 6, 1), "L"), ((5, 4, 6, 3), "RGB")])
     def test_arrays(self, shape: tuple[int, ...], mode: str) -> None:
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         source = open_source(images)
-        assert (len(source), source.size, source.channels) == (5, (4, 3), 1 if mode == "L" else 3)
+        assert (len(source), source.size, source.channels) == (5, (4, 6), 1 if mode == "L" else 3)
         assert source.key(2) == "array/000002"
         for index in range(5):
             image = source.read(index)
@@ -244,7 +244,7 @@ class TestEverySource:
         return {
             "folder": lambda: open_source(tmp_path / "images"),
             "list": lambda: open_source(tmp_path / "list.txt"),
-            "array": lambda: open_source(array),
+            "array": lambda: open_source(array[..., None]),
             "images": lambda: open_source([Image.fromarray(image) for image in array]),
             "subset": lambda: subset(open_source(tmp_path / "images"), range(6)),
             "shapes": lambda: open_source("shapes:6"),

@@ -180,6 +180,17 @@ def test_a_few_color_images_among_many_grey_ones_are_found(tmp_path: Path, capsy
     assert missed == 0
 
 
+@pytest.mark.parametrize(("top", "said"), [(4095, True), (65535, False)])
+def test_12_bit_values_in_16_bit_files_are_said(
+    top: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        values = np.random.default_rng(number).integers(0, top + 1, (30, 30)).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    observe(open_source(str(tmp_path)))
+    assert ("channels:0-4095:FOLDER scales those" in capsys.readouterr().err) == said
+
+
 def test_images_that_cannot_be_read_leave_it_to_the_source(tmp_path: Path) -> None:
     source = open_source(images(tmp_path / "photos", [(8, 8)] * 2, "L"))
     for path in (tmp_path / "photos").iterdir():

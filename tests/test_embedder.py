@@ -222,3 +222,43 @@ def test_a_gpu_gives_the_same_rows_and_tells_when_its_memory_is_short(
             on_gpu.encode(torch.zeros(20_000, 3, 64, 64), batch_size=20_000)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_uint8_tensor_of_two_readings_is_refused(embedder: Embedder) -> None:
+    with pytest.raises(DataError, match=r"can be 3 grey images of .* or one image of 3 channels"):
+        embedder.encode(torch.zeros(3, 40, 50, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_input_has_the_type_of_the_weights(dtype: torch.dtype, network: nn.Module) -> None:
+    embedder = Embedder(copy.deepcopy(network), Preprocessing(16, None), device="cpu")
+    images = np.random.default_rng(0).integers(0, 256, (4, 40, 50, 3), np.uint8)
+    wanted = embedder.encode(images)
+    embedder.backbone.to(dtype)
+    found = embedder.encode(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=np.abs(wanted).max() * {torch.float64: 1e-5}.get(dtype, 0.05))
+
+
+def test_a_default_type_of_float64(network: nn.Module) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        embedder = Embedder(copy.deepcopy(network), Preprocessing(16, None), device="cpu")
+        rows = embedder.encode(np.zeros((2, 40, 50, 3), np.uint8))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert rows.dtype == np.float32 and np.isfinite(rows).all()
+
+
+def test_photographs_for_weights_of_small_images_are_said_once(
+    embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        Image.new("RGB", (400, 300)).save(tmp_path / f"{number}.png")
+    embedder.encode(tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and said[0].startswith("0.png is 400 x 300 pixels, the weights are for images of 16")
+    caplog.clear()
+    Image.new("RGB", (100, 90)).save(tmp_path / "0.png")
+    embedder.encode(tmp_path)
+    assert not caplog.records

@@ -2,7 +2,12 @@
 
     channels:FOLDER              all .npy, TIFF and other images in it, as arrays
     channels:LOW-HIGH:FOLDER     with a stated range of values: channels:0-4095:scans for 12 bits
+    channels_first:FOLDER        arrays in .npy files are (C, H, W), or (N, C, H, W) in one; with or without a range
+    channels_last:FOLDER         ... are (H, W, C), or (N, H, W, C) in one
     FILE.npy                     one array of N images, (N, H, W) or (N, H, W, C)
+
+Which axis of an array holds the channels is read from its shape where the shape tells: the channels are fewer than the
+rows and than the columns. Any other array is refused until one of the two prefixes says.
 
 All images have one size and number of channels, and lie in memory with 8 bits a channel. Other depths are scaled to
 that, each channel by the range that is stated, else by that of the data: their 0.1st and 99.9th percentiles, which are
@@ -15,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +30,15 @@ from PIL import Image
 
 from barlowtwins.core.errors import DataError
 from barlowtwins.core.progress import say
-from barlowtwins.data.images import IMAGE_SUFFIXES, Unreadable, read_array
-from barlowtwins.data.listing import top_folders
+from barlowtwins.data.images import Unreadable, read_array
+from barlowtwins.data.listing import left_out_because, top_folders
 from barlowtwins.data.sources import Source, number_classes
 
-__all__ = ["PREFIX", "ChannelSource", "open_channels", "scale_to_levels"]
+__all__ = ["PREFIX", "PREFIXES", "ChannelSource", "open_channels", "scale_to_levels"]
 
 PREFIX = "channels:"
+FIRST, LAST = "channels_first:", "channels_last:"
+PREFIXES = (PREFIX, FIRST, LAST)
 RANGE = re.compile(r"(-?[\d.]+(?:e[+-]?\d+)?)-(-?[\d.]+(?:e[+-]?\d+)?):(.+)")
 TAILS = (0.1, 99.9)  # percentiles: a few hot or dead pixels must not decide
 LOOKED_AT = 1_000_000  # values of a channel at most, of which percentiles are taken
@@ -92,16 +100,21 @@ def open_channels(data: str) -> ChannelSource:
     Raises:
         DataError: no such folder or file, nothing in it, an image that cannot be read, or images that differ in shape.
     """
-    given = data.removeprefix(PREFIX)
+    prefix = next((prefix for prefix in PREFIXES if data.startswith(prefix)), PREFIX)
+    given, axis = data.removeprefix(prefix), {FIRST: "first", LAST: "last"}.get(prefix, "")
     stated = RANGE.fullmatch(given)
     place = Path(stated[3] if stated else given)
     limits = (float(stated[1]), float(stated[2])) if stated else None
     if limits is not None and not limits[0] < limits[1]:
         raise DataError(f"{data} states values from {stated[1]} to {stated[2]}; put the lower one first")  # type: ignore[index]
     if place.is_dir():
-        keys = _list(place)
-        return ChannelSource(data, scale_to_levels(_stack(place, keys), limits, data), keys, top_folders(keys), place)
-    images = read_array(place, many=True)
+        left_out: Counter[str] = Counter()
+        keys = _list(place, left_out)
+        levels = scale_to_levels(_stack(place, keys, axis), limits, data)
+        source = ChannelSource(data, levels, keys, top_folders(keys), place)
+        source.left_out = left_out
+        return source
+    images = read_array(place, many=True, axis=axis)
     if isinstance(images, Unreadable):
         raise DataError(
             f"cannot read {images.path}: {images.why}; give a folder, or an array (N, H, W, C) in a .npy file"
@@ -151,20 +164,28 @@ def _range_of(values: npt.NDArray[np.generic]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _list(folder: Path) -> list[str]:
-    """Files below the folder, sorted; those whose path has a name that begins with a dot are left out."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in {".npy", *IMAGE_SUFFIXES})
-    keys = sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+def _list(folder: Path, left_out: Counter[str]) -> list[str]:
+    """Arrays and images below the folder, sorted; what is left out is counted, as `list_folder` does."""
+    keys = []
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            continue
+        key = path.relative_to(folder).as_posix()
+        array = key.lower().endswith(".npy")
+        if why := left_out_because(f"{key}.png" if array else key):
+            left_out[why] += 1
+        else:
+            keys.append(key)
     if not keys:
         raise DataError(f"no images and no arrays in {folder}; give a folder with .npy, TIFF or other image files")
-    return keys
+    return sorted(keys)
 
 
-def _stack(folder: Path, keys: list[str]) -> npt.NDArray[np.generic]:
+def _stack(folder: Path, keys: list[str], axis: str) -> npt.NDArray[np.generic]:
     """(N, H, W, C) in the files' own type."""
     images = None
     for row, key in enumerate(keys):
-        image = read_array(folder / key)
+        image = read_array(folder / key, axis=axis)
         if isinstance(image, Unreadable):
             raise DataError(f"cannot read {image.path}: {image.why}; remove it, or mend it")
         if images is None:

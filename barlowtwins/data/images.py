@@ -11,8 +11,12 @@ FITS, PSD, ...) never see the bytes. A file is either whole or `Unreadable`; no 
 | 1-bit, grey, palette, CMYK, YCbCr | Pillow's conversion to RGB; colour profiles are not applied |
 | CIELAB | converted from D50 CIELAB to sRGB |
 | 16-bit grey | 0..65535 scaled to 0..255 and rounded, not clipped |
+| 16 bits a color | the upper eight |
+| TIFF with white as zero | inverted |
 | 32-bit integer grey | as 16-bit if all values lie in 0..65535, else its minimum..maximum scaled to 0..255 |
 | floating-point grey | its finite minimum..maximum scaled to 0..255; NaN and -inf black, +inf white, constant black |
+| floating-point or 32-bit color | as grey, with one range for all three colors |
+| TIFF with 2, 4, 5, ... samples that are no color space | refused: `channels:FOLDER` reads them, see `channels` |
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+
+from barlowtwins.data import tiff
 
 try:
     from PIL import AvifImagePlugin
@@ -64,6 +70,8 @@ _SUFFIXES = "jpg jpeg jpe jfif png apng gif bmp webp avif tif tiff ppm pgm pbm p
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split()) | (HEIF_SUFFIXES if HAS_HEIF else frozenset())
 """Suffixes, in lower case, by which listings tell images from other files. The content decides how one is read."""
 
+SHORT_TEXT = 1 << 16  # bytes of XMP in a PNG file, which may tell an orientation
+MOST_SAMPLES = 16  # of a pixel of a TIFF picture
 MAX_PIXELS = 178_956_970
 """Most pixels, width times height, that are decoded unless told otherwise: half a gigabyte as RGB. Pillow refuses
 more than this by default too, so a higher `max_pixels` needs a higher `PIL.Image.MAX_IMAGE_PIXELS` as well."""
@@ -103,12 +111,15 @@ _DECODING_ERRORS = (
 
 
 def read_image(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes], *, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image | Unreadable:
     """Read one image as upright RGB, by the rules at the top of this module.
 
     Args:
-        source: a path, the bytes of a file, or a binary file object, which is read to its end.
+        source: a path, the bytes of a file, a binary file object, which is read to its end, or a PIL image, which may
+            be opened and not yet loaded; it stays as it is.
         max_pixels: larger images are refused from their header, before any pixel is decoded.
 
     Returns:
@@ -118,23 +129,51 @@ def read_image(
     name = _name(source)
     try:
         with _pillow_warnings_off, ExitStack() as stack:
+            if isinstance(source, Image.Image):
+                return _plain(_loaded(source))
             file = stack.enter_context(_open(source))
             if not file.read(1):
                 return Unreadable(name, "the file is empty")
-            image = stack.enter_context(_decoder_of(file))
+            layout = tiff.layout_of(file)
+            if layout is not None and not layout.pillow_is_exact:
+                return _turn(_tiff_picture(file, layout, max_pixels), layout.orientation)
+            image = stack.enter_context(_decoder_of(file, max_pixels))
             if image.width * image.height > max_pixels:
                 return Unreadable(name, f"{image.width} x {image.height} pixels are more than {max_pixels:,}")
             image.load()
-            if image.format == "PNG" and not _png_is_whole(file):
-                return Unreadable(name, "the PNG file is cut before its end")
-            upright = _turn(to_rgb(image), _orientation(image))
-            plain = upright.copy() if upright is image else upright
-            plain.info.clear()  # an orientation left here would be applied a second time by whoever asks for it
-            return plain
+            if image.format == "PNG":
+                if not _png_is_whole(file):
+                    return Unreadable(name, "the PNG file is cut before its end")
+                _mend_transparency(image, file)
+            return _plain(image)
     except UnidentifiedImageError:
         return Unreadable(name, f"not an image ({', '.join(FORMATS)}), or cut within its header")
     except _DECODING_ERRORS as error:
         return Unreadable(name, _reason(error))
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether a PIL image is in memory, tied to no file, and asks for no turning."""
+    return type(image) is Image.Image and _orientation(image) not in _TURNS
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The image with its pixels in memory, which may have been opened and not read."""
+    try:
+        image.load()
+    except AttributeError:  # how Pillow fails where it let go of the file
+        raise OSError("its file is closed") from None
+    return image
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Upright, RGB, without anything else."""
+    upright = _turn(to_rgb(image), _orientation(image))
+    plain = upright.copy() if upright is image else upright
+    if type(plain) is not Image.Image:
+        plain = Image.frombytes(plain.mode, plain.size, plain.tobytes())
+    plain.info.clear()  # an orientation left here would be applied a second time by whoever asks for it
+    return plain
 
 
 def upright(file: IO[bytes]) -> bool:
@@ -146,13 +185,16 @@ def upright(file: IO[bytes]) -> bool:
         return False
 
 
-def read_array(path: str | os.PathLike[str], *, many: bool = False) -> npt.NDArray[np.generic] | Unreadable:
+def read_array(
+    path: str | os.PathLike[str], *, many: bool = False, axis: str = ""
+) -> npt.NDArray[np.generic] | Unreadable:
     """Read one image with all its channels and bits, as `barlowtwins.data.channels` wants it.
 
     Args:
         path: of a .npy file, whose array is (H, W) or (H, W, C); or of an image by its content: of several grey pages
             of one size (TIFF) each is a channel; grey of any depth is one; all else is RGB as `read_image` has it.
         many: the .npy file holds N images, (N, H, W) or (N, H, W, C).
+        axis: of the channels of a .npy file: "first", "last", or "" for what its shape tells.
 
     Returns:
         (H, W, C), or (N, H, W, C), of an integer or floating type; or `Unreadable`.
@@ -164,17 +206,24 @@ def read_array(path: str | os.PathLike[str], *, many: bool = False) -> npt.NDArr
                 array = np.load(file, allow_pickle=False)
             given = f"{'x'.join(map(str, array.shape))} of {array.dtype}"
             array = array[..., None] if array.ndim == 2 + many else array
-            whole = array.ndim == 3 + many and array.size > 0 and array.dtype.kind in "uif"
-            return (
-                array if whole else Unreadable(name, f"the array is {given}, not {'N x ' * many}H x W x C of numbers")
-            )
-        with _pillow_warnings_off, _open(path) as file, Image.open(file, formats=FORMATS) as image:
+            if not (array.ndim == 3 + many and array.size > 0 and array.dtype.kind in "uif"):
+                return Unreadable(name, f"the array is {given}, not {'N x ' * many}H x W x C of numbers")
+            return channels_last(array, axis) if given.count("x") == 2 + many else array
+        with _pillow_warnings_off, _open(path) as file, ExitStack() as stack:
+            layout = tiff.layout_of(file)
+            if layout is not None and layout.width * layout.height * layout.samples > MAX_PIXELS:
+                return Unreadable(name, f"{layout.width} x {layout.height} x {layout.samples} values are too many")
+            if layout is not None and _needs_all_samples(layout):
+                return _over_white(tiff.read_pages(file, layout)) if layout.alpha else tiff.read_pages(file, layout)
+            image = stack.enter_context(_decoder_of(file))
             frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             if image.width * image.height * frames > MAX_PIXELS:
                 return Unreadable(
                     name, f"{frames} x {image.width} x {image.height} values are more than {MAX_PIXELS:,}"
                 )
             if image.mode not in ("L", "F") and not image.mode.startswith("I"):
+                if image.format == "PNG" and _png_depth(file) == 16:
+                    return _png_of_16_bits(file)
                 rgb = read_image(path)
                 return rgb if isinstance(rgb, Unreadable) else np.asarray(rgb)
             pages = []
@@ -190,6 +239,106 @@ def read_array(path: str | os.PathLike[str], *, many: bool = False) -> npt.NDArr
         return Unreadable(name, _reason(error))
 
 
+def channels_last(array: npt.NDArray[np.generic], axis: str = "") -> npt.NDArray[np.generic]:
+    """(..., H, W, C) of an array whose channels come first or last, as `axis` or its shape tells.
+
+    Raises:
+        ValueError: the shape can be read in two ways.
+    """
+    first, rows, last = array.shape[-3:]
+    shape = "x".join(map(str, array.shape))
+    if not axis:
+        if last < min(first, rows) or (last in (1, 3, 4) and first not in (1, 3, 4)):
+            axis = "last"
+        else:
+            raise ValueError(
+                f"an array of {shape} can be {first} x {rows} pixels of {last} channels, or {rows} x {last} of "
+                f"{first}; say which: channels_last: or channels_first: before the path"
+            )
+    return np.moveaxis(array, -3, -1) if axis == "first" else array
+
+
+def _needs_all_samples(layout: tiff.TiffLayout) -> bool:
+    """Whether Pillow would give fewer channels or bits than a TIFF file has, or not read it."""
+    if layout.photometric > tiff.RGB:
+        return False
+    if layout.samples == 1:
+        return not layout.pillow_is_exact
+    return not (layout.bits == 8 and layout.kind == "u" and layout.is_picture and layout.colors in (1, 3))
+
+
+def _tiff_picture(file: BinaryIO, layout: tiff.TiffLayout, max_pixels: int) -> Image.Image:
+    """The RGB image of a TIFF file that Pillow does not read exactly."""
+    if not layout.is_picture:
+        raise OSError(f"a {layout}, which is no picture; channels:FOLDER reads all its channels")
+    if layout.width * layout.height > max_pixels:
+        raise OSError(f"{layout.width} x {layout.height} pixels are more than {max_pixels:,}")
+    if layout.samples > MOST_SAMPLES:
+        raise OSError(f"a {layout}; channels:FOLDER reads so many")
+    values = _inverted_by_pillow(file, layout)
+    if values is None:
+        file.seek(0)
+        values = tiff.read_pages(file, layout, first=True)  # (H, W, C)
+    if layout.alpha:
+        values = _over_white(values)
+    if layout.is_rgb and values.dtype == np.uint16:
+        values = (values >> 8).astype(np.uint8)  # type: ignore[operator]
+    levels = values if values.dtype == np.uint8 else _scaled_to_8_bit(values)
+    return Image.fromarray(np.ascontiguousarray(levels[..., :3] if layout.is_rgb else levels[..., 0])).convert("RGB")
+
+
+def _inverted_by_pillow(file: BinaryIO, layout: tiff.TiffLayout) -> npt.NDArray[np.generic] | None:
+    """Grey with white as zero, which Pillow reads in some depths and leaves as it is; None of any other."""
+    if layout.photometric != tiff.WHITE_IS_ZERO or layout.samples != 1:
+        return None
+    try:
+        with Image.open(file, formats=("TIFF",)) as image:
+            values = np.asarray(image)
+    except UnidentifiedImageError:
+        return None
+    return tiff.invert(values.astype(values.dtype.newbyteorder("=")))[..., None]
+
+
+def _over_white(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """(H, W, C) of (H, W, C + 1), whose last channel is how opaque a pixel is."""
+    top = float(np.iinfo(str(values.dtype)).max) if values.dtype.kind in "ui" else 1.0
+    exact = values.astype(np.float64)
+    opaque = exact[..., -1:] / top
+    mixed = exact[..., :-1] * opaque + top * (1 - opaque)
+    return (np.rint(mixed) if values.dtype.kind in "ui" else mixed).astype(values.dtype)
+
+
+def _png_depth(file: BinaryIO) -> int:
+    """Bits of a channel of a PNG file."""
+    file.seek(24)
+    return file.read(1)[0]
+
+
+def _png_of_16_bits(file: BinaryIO) -> npt.NDArray[np.generic]:
+    """A color PNG with all its bits, (H, W, 3), of which Pillow gives the upper eight."""
+    try:
+        import cv2
+    except ImportError:
+        raise OSError("a PNG of 16 bits a color; pip install 'barlowtwins[fast]' reads all of them") from None
+    file.seek(0)
+    values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise OSError("a damaged PNG image")
+    if values.ndim == 2 or values.shape[2] == 2:
+        raise OSError("a PNG of 16 bits with transparency in grey; save it without transparency")
+    ordered = values[..., [2, 1, 0, *range(3, values.shape[2])]]
+    return _over_white(ordered) if values.shape[2] == 4 else ordered
+
+
+def _mend_transparency(image: Image.Image, file: BinaryIO) -> None:
+    """Bring the transparent color of a PNG file to the levels that Pillow gives its pixels."""
+    color, depth = image.info.get("transparency"), _png_depth(file)
+    if depth == 16 and isinstance(color, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in color)
+    elif depth in (2, 4) and isinstance(color, int) and image.mode == "L":
+        image.info["transparency"] = color * 255 // (2**depth - 1)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB by the rules at the top of this module, orientation apart.
 
@@ -200,7 +349,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: Pillow knows no way from the image's mode to RGB.
     """
     if image.mode == "F" or image.mode.startswith("I"):  # I, I;16, I;16B, ...
-        return Image.fromarray(_scaled_to_8_bit(np.asarray(image))).convert("RGB")
+        values = np.asarray(image)
+        levels = _scaled_to_8_bit(values)
+        if isinstance(color := image.info.get("transparency"), int):
+            levels[values == color] = 255
+        return Image.fromarray(levels).convert("RGB")
     if image.mode == "LAB":
         return _lab_to_rgb(image)
     if image.has_transparency_data:
@@ -238,7 +391,7 @@ def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
-def _decoder_of(file: BinaryIO) -> Image.Image:
+def _decoder_of(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Pillow's image of a file, by its content; HEIF through its own package, which the first such file loads."""
     file.seek(0)
     start = file.read(12)
@@ -252,7 +405,32 @@ def _decoder_of(file: BinaryIO) -> Image.Image:
             _register_heif(pillow_heif)
             return Image.open(file, formats=("HEIF",))
         file.seek(0)
-    return Image.open(file, formats=FORMATS)
+    try:
+        image = Image.open(file, formats=FORMATS)
+        if start[:8] == PNG_START and image.width * image.height <= max_pixels:
+            image.load()  # texts may follow the pixels
+        return image
+    except ValueError as error:
+        if start[:8] != PNG_START or ("MAX_TEXT" not in str(error) and "text chunks" not in str(error)):
+            raise
+    file.seek(0)
+    return Image.open(io.BytesIO(_without_text(file.read())), formats=FORMATS)
+
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def _without_text(png: bytes) -> bytes:
+    """A PNG file without texts and color profile, which Pillow refuses where they are long; orientations stay."""
+    kept, place = [png[:8]], 8
+    while place + 8 <= len(png):
+        length, kind = struct.unpack(">I4s", png[place : place + 8])
+        chunk = png[place : place + 12 + length]
+        orientation = kind == b"iTXt" and chunk[8:].startswith(b"XML:com.adobe.xmp\0\0") and length < SHORT_TEXT
+        if orientation or kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(chunk)
+        place += 12 + length
+    return b"".join(kept)
 
 
 @functools.cache
@@ -265,6 +443,8 @@ def _name(source: object) -> str:
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or "<image>")
     return str(getattr(source, "name", "<file>"))
 
 

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from barlowtwins.core.errors import DataError
 from barlowtwins.core.progress import say
-from barlowtwins.data.channels import PREFIX, open_channels
+from barlowtwins.data.channels import PREFIXES, open_channels
 from barlowtwins.data.datasets import DATASETS, open_dataset
 from barlowtwins.data.images import IMAGE_SUFFIXES
 from barlowtwins.data.listing import list_folder, top_folders
@@ -64,6 +64,7 @@ def open_source(
     if isinstance(data, Source):
         return data
     if isinstance(data, np.ndarray):
+        _require_one_reading(data.shape)
         return ArraySource("array", data)
     if isinstance(data, str) and data.partition(":")[0] in DATASETS:
         if os.path.isdir(data):
@@ -71,7 +72,7 @@ def open_source(
         return open_dataset(data, split=split, data_root=None if data_root is None else Path(data_root))
     if isinstance(data, (str, os.PathLike)):
         name = os.fspath(data)
-        if name.startswith(PREFIX) or (name.lower().endswith(".npy") and Path(name).is_file()):
+        if name.startswith(PREFIXES) or (name.lower().endswith(".npy") and Path(name).is_file()):
             return open_channels(name)
         if is_url(name):
             return _open_url(name)
@@ -95,6 +96,19 @@ def has_split(data: object, split: str) -> bool:
 def subset(source: Source, indices: npt.NDArray[np.integer] | Sequence[int]) -> Source:
     """The images of `source` at `indices` (n,), in that order, with their keys, labels and classes."""
     return SubsetSource(source, indices)
+
+
+def _require_one_reading(shape: tuple[int, ...]) -> None:
+    """Raise DataError for an array that can be several grey images or one of color."""
+    if len(shape) != 3 or not (shape[0] in (3, 4) or shape[2] in (3, 4)):
+        return
+    grey = f"{shape[0]} grey images of {shape[1]} x {shape[2]}"
+    first = shape[0] in (3, 4)
+    one = f"one image of {shape[0 if first else 2]} channels"
+    write = "array.transpose(1, 2, 0)[None]" if first else "array[None]"
+    raise DataError(
+        f"an array of shape {shape} can be {grey}, array[..., None], or {one}, {write}; give the one that is meant"
+    )
 
 
 def relabeled(source: Source, classes: Sequence[str]) -> Source:

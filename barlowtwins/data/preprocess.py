@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from barlowtwins.core.errors import ConfigError, DataError
-from barlowtwins.data.images import Unreadable, read_image, to_rgb
+from barlowtwins.data.images import Unreadable, is_plain, read_image, to_rgb
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -256,7 +256,7 @@ def as_image(image: ImageLike, channels: int = 3) -> Image.Image:
 
 def _open(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image
+        return _upright(image)
     if isinstance(image, np.ndarray):
         return _image_of_array(image)
     if not isinstance(image, (str, os.PathLike)):
@@ -264,6 +264,16 @@ def _open(image: ImageLike) -> Image.Image:
     read = read_image(image)
     if isinstance(read, Unreadable):
         raise DataError(f"cannot read {read.path}: {read.why}; give an image file")
+    return read
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A PIL image as it would be read from its file: turned, if it still carries the tag that asks for it."""
+    if 0 in image.size or is_plain(image):
+        return image
+    read = read_image(image)
+    if isinstance(read, Unreadable):
+        raise DataError(f"cannot read {read.path}: {read.why}; give a whole image")
     return read
 
 

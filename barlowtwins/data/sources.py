@@ -153,9 +153,11 @@ class ArraySource(Source):
         classes: Sequence[str] = (),
     ) -> None:
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,), (4,)):
+            first = images.ndim == 4 and images.shape[1] in (1, 3, 4)
             raise DataError(
                 f"{name} is an array of shape {images.shape} and type {images.dtype}; "
                 "it must be (N, H, W) or (N, H, W, C) with 1, 3 or 4 channels, of type uint8 (0 to 255)"
+                + ("; channels come last: array.transpose(0, 2, 3, 1)" if first else "")
             )
         self.name = name
         self.images = images[..., 0] if images.shape[3:] == (1,) else images
@@ -209,9 +211,9 @@ class ItemSource(Source):
 
     def read(self, index: int) -> Image.Image | Unreadable:
         item = self.items[index]
-        if isinstance(item, bytes):
+        if isinstance(item, (bytes, Image.Image)):
             return read_image(item)
-        return to_rgb(item if isinstance(item, Image.Image) else Image.fromarray(item))
+        return to_rgb(Image.fromarray(item))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

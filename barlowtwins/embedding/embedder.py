@@ -39,6 +39,7 @@ Images: TypeAlias = "Source | ImageLike | Sequence[ImageLike | bytes] | torch.Te
 Progressing: TypeAlias = "bool | Callable[[int, int], object] | None"
 
 MANY = 512  # images from which worker processes are worth the seconds that they take to start
+SMALL, FAR_LARGER = 64, 8  # sides in pixels of weights for small images; times as large, from where it is said
 
 logger = logging.getLogger(__name__)
 
@@ -156,13 +157,20 @@ class Embedder:
         layout = torch.contiguous_format if plain else torch.channels_last  # whose convolutions are faster
         try:
             with torch.inference_mode(), _evaluating(self.backbone), autocast(self.device, self.precision):
-                images = self.preprocessing.finish(images.to(self.device, non_blocking=True), layout).float()
+                images = self.preprocessing.finish(images.to(self.device, non_blocking=True), layout).to(self._dtype())
                 return self._network(images.contiguous(memory_format=layout)).flatten(1).float().cpu()  # (n, D)
         except torch.OutOfMemoryError as error:
             half = max(1, len(images) // 2)
             raise TrainingError(
                 f"out of memory on {self.device} with {len(images)} images; try --batch-size {half}"
             ) from error
+
+    def _dtype(self) -> torch.dtype:
+        """Of the input: that of the weights, which a caller may have changed; a program's is float32."""
+        if self._network is not self.backbone:
+            return torch.float32
+        kinds = (parameter.dtype for parameter in self.backbone.parameters() if parameter.is_floating_point())
+        return next(kinds, torch.float32)
 
     def embed(self, batch: Batch) -> tuple[FeatureArray, dict[int, Unreadable]]:
         """Features (n, D) of a batch, and by row what has none; those rows are NaN."""
@@ -275,9 +283,25 @@ def _read_and_collect(
     plan = ranges(0, len(source), batch_size)
     if workers is None:
         workers = _worth_workers(source)
+    _warn_of_size(source, embedder)
     pin = embedder.device.type == "cuda"
     with open_batches(source, embedder.preprocessing, plan, workers=workers, pin_memory=pin) as batches:
         return _collect(embedder, batches, len(source), progress)
+
+
+def _warn_of_size(source: Readable, embedder: Embedder) -> None:
+    """Say if the weights are for small images, and the first of these, a file, is many times as large."""
+    side, channels = embedder.preprocessing.image_size, embedder.preprocessing.channels
+    if side > SMALL or not isinstance(source, Source) or not len(source):
+        return
+    first = source.read(0)
+    if isinstance(first, Image.Image) and min(first.size) >= FAR_LARGER * side:
+        kind = "grey " if channels == 1 else ""
+        logger.warning(
+            "%s is %d x %d pixels, the weights are for %simages of %d: little of it is left after resizing; "
+            "weights for larger images would see more",
+            *(source.key(0), *first.size, kind, side),
+        )
 
 
 def _collect(
@@ -314,7 +338,7 @@ class _Held(ItemSource):
 
     def read(self, index: int) -> Image.Image | Unreadable:
         item = self.items[index]
-        return read_image(item) if isinstance(item, (bytes, str, os.PathLike)) else as_image(item)
+        return read_image(item) if isinstance(item, (bytes, str, os.PathLike, Image.Image)) else as_image(item)
 
 
 def _as_source(images: Images) -> Source:

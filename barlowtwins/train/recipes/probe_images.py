@@ -15,6 +15,7 @@ from barlowtwins.data.sources import Source
 __all__ = ["Observed", "observe"]
 
 LOOKED_AT = 256  # images, evenly spread: 5 % of color among them is missed once in half a million folders
+DARK = 16  # of 255: what 4095 of 65535 becomes
 
 
 class Observed(NamedTuple):
@@ -35,7 +36,7 @@ def observe(source: Source) -> Observed:
         return Observed(source.channels, source.size)
     rows = np.unique(np.linspace(0, max(0, len(source) - 1), min(len(source), LOOKED_AT)).round().astype(np.int64))
     sizes: set[tuple[int, ...]] = set()
-    seen, grey = 0, source.channels == 3
+    seen, brightest, grey = 0, 0, source.channels == 3
     for row in rows.tolist():
         image = source.read(row)
         if isinstance(image, Unreadable):
@@ -43,9 +44,15 @@ def observe(source: Source) -> Observed:
         pixels = np.asarray(image)  # (H, W) or (H, W, C)
         seen += 1
         sizes.add(pixels.shape[:2])
+        brightest = max(brightest, int(pixels.max()))
         grey = grey and bool((pixels == pixels[..., :1]).all())
-        if not grey and len(sizes) > 1:
+        if not grey and len(sizes) > 1 and brightest > DARK:
             break  # no other image would change what is known
+    if seen and brightest <= DARK:
+        say(
+            f"{source.name}: the brightest of {seen} images reaches level {brightest} of 255, as 12-bit values in "
+            f"16-bit files do; channels:0-4095:FOLDER scales those, and `check` tells the depth"
+        )
     size = sizes.pop() if len(sizes) == 1 else None
     if not seen or not grey:
         return Observed(source.channels, size)  # type: ignore[arg-type]  # H and W
