@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.core.errors import DataError, MissingExtraError
-from barlowtwins.core.readers import UnsoundFile, csv_rows, open_array, open_regular, parse_json, read_json, sound
-from barlowtwins.embedding.meta import Head, Layout, Meta
+from barlowtwins.core.readers import UnsoundFile, csv_rows, open_array, open_regular, read_json, sound
+from barlowtwins.core.safetensors_file import encode_header, read_header
+from barlowtwins.embedding.meta import Layout, Meta
 
 __all__ = [
     "FILES",
@@ -46,7 +45,6 @@ FILES = {"npy": "embeddings.npy", "parquet": "embeddings.parquet", "safetensors"
 INDEX = "index.csv"
 META = "meta.json"  # written last: a folder that has it is complete
 LAYOUT = 1  # version of these files
-LONGEST_HEAD = 1 << 20  # bytes of the JSON before the numbers of a safetensors file
 OK = "ok"  # status of a row that holds features; any other says why it is NaN
 
 PATH_ERRORS = "surrogateescape"  # a path need not be valid Unicode: its bytes are kept
@@ -229,28 +227,18 @@ def _read_npy(path: Path, rows: int, dim: int) -> npt.NDArray[np.float32]:
 
 
 def _write_safetensors(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int) -> None:
-    """The library writes whole tensors only; the format is a length, a JSON head and the bytes."""
-    tensor = {"dtype": "F32", "shape": [rows, dim], "data_offsets": [0, 4 * rows * dim]}
-    head = json.dumps({"__metadata__": {"format": "pt"}, "embeddings": tensor}).encode()
-    head += b" " * (-len(head) % 8)  # so that the data are aligned
-    file.write(struct.pack("<Q", len(head)) + head)
+    file.write(encode_header({"embeddings": ("F32", (rows, dim))}, {"format": "pt"}))
     for block in blocks:
         file.write(block.features.astype("<f4", copy=False).tobytes())
 
 
 def _read_safetensors(path: Path, rows: int, dim: int) -> npt.NDArray[np.float32]:
     with open_regular(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(LONGEST_HEAD, size - 8):
-            raise UnsoundFile(f"its head claims {length:,} bytes")
-        tensor = parse_json(file.read(length), Head)["embeddings"]
-        if tensor["shape"] != [rows, dim] or size - 8 - length != 4 * rows * dim:
-            raise UnsoundFile(f"it has {size:,} bytes and says {str(tensor)[:100]}, not {rows, dim}")
-        if not rows:
-            return np.empty((rows, dim), np.float32)
-        return np.memmap(file, "<f4", "r", 8 + length, (rows, dim))
+        header = read_header(file)
+        found = header.entries.get("embeddings")
+        if found != ("F32", (rows, dim), 0, 4 * rows * dim):
+            raise UnsoundFile(f"it says {str(found)[:100]}, not {rows, dim}")
+        return np.memmap(file, "<f4", "r", header.start, (rows, dim)) if rows else np.empty((rows, dim), np.float32)
 
 
 def _write_parquet(file: IO[bytes], blocks: Iterable[Block], rows: int, dim: int) -> None:

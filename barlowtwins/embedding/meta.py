@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta as Limits
 
-__all__ = ["Head", "Layout", "Meta"]
+__all__ = ["Layout", "Meta"]
 
 Count = Annotated[int, Limits(ge=0, le=2**40)]
 Text = Annotated[str, Limits(max_length=100_000)]
@@ -43,15 +43,3 @@ class Meta(_Needed, total=False):
     runtime: Text
     shard_rows: Count
     versions: dict[str, Text]
-
-
-class _Tensor(TypedDict):
-    dtype: Literal["F32"]
-    shape: Annotated[list[Count], Limits(max_length=8)]
-    data_offsets: Annotated[list[Annotated[int, Limits(ge=0, le=2**60)]], Limits(min_length=2, max_length=2)]
-
-
-class Head(TypedDict):
-    """The JSON of a safetensors file of embeddings."""
-
-    embeddings: _Tensor

@@ -373,9 +373,9 @@ UNSOUND = {
     "an entry without shape": (_safetensors({"a": {"dtype": "F32", "data_offsets": [0, 16]}}), "not understood"),
     "metadata that is no dict": (_safetensors({"__metadata__": ["x"], "a": _tensor(0, 16)}), "metadata"),
     "metadata of numbers": (_safetensors({"__metadata__": {"x": 1}, "a": _tensor(0, 16)}), "metadata"),
-    "no JSON": (_safetensors("{'a': 1}"), "no JSON"),
-    "deep JSON": (_safetensors('{"a":' + "[" * 200_000 + "}"), "no JSON"),
-    "no UTF-8": (struct.pack("<Q", 4) + b'{"\xff}', "no JSON"),
+    "no JSON": (_safetensors("{'a': 1}"), "not JSON"),
+    "deep JSON": (_safetensors('{"a":' + "[" * 200_000 + "}"), "not JSON"),
+    "no UTF-8": (struct.pack("<Q", 4) + b'{"\xff}', "not JSON"),
 }
 
 
