@@ -197,7 +197,7 @@ def test_the_hub_puts_heads_on_its_networks(run: Path, tmp_path: Path) -> None:
         hub.resnet18(head=tmp_path / "head.safetensors", num_classes=3)
     with pytest.raises(WeightsError, match="does not belong to"):
         hub.resnet18(head=tmp_path / "head.safetensors", weights=run)
-    with pytest.raises(WeightsError, match="does not fit this resnet18"):
+    with pytest.raises(WeightsError, match="not a resnet18; load it with"):
         hub.resnet18(head=run / "head.safetensors")
 
 

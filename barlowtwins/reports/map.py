@@ -26,7 +26,7 @@ from barlowtwins.core.progress import Progress, say
 from barlowtwins.embedding.embeddings import OK, Embeddings, open_embeddings
 from barlowtwins.metrics.nearest import CHUNK, chunks, unit_rows
 from barlowtwins.reports.pages import base64_of, json_block, page, shipped
-from barlowtwins.reports.points_file import require_arrow, spelt, write_points
+from barlowtwins.reports.points_file import printable, require_arrow, write_points
 from barlowtwins.reports.projection import REDUCED, cluster, pca, project, require_method
 from barlowtwins.reports.thumbnails import Sheets, images_of, sheets
 
@@ -99,11 +99,11 @@ def map(config: MapConfig) -> MapResult:
         "points": base64_of(points.astype(np.float32)),
         "view": [*np.quantile(points, EDGE, axis=0).tolist(), *np.quantile(points, 1 - EDGE, axis=0).tolist()],
         "kinds": base64_of(np.asarray(kinds, np.int32)),
-        "names": [spelt(name) or "(no label)" for name in names],
+        "names": [printable(name) or "(no label)" for name in names],
         "by": "label" if by_label else "cluster",
         "rows": base64_of(rows.astype(np.int32)),
-        "paths": [spelt(entry.path) for entry in entries],
-        "labels": [spelt(entry.label) for entry in entries] if labelled and not by_label else [],
+        "paths": [printable(entry.path) for entry in entries],
+        "labels": [printable(entry.label) for entry in entries] if labelled and not by_label else [],
         "k": found.shape[1],
         "neighbours": base64_of(found.astype(np.int32)),
         "similarity": base64_of(np.rint(similarity * 100).astype(np.int8)),

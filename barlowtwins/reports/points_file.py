@@ -15,7 +15,7 @@ from barlowtwins.core.errors import MissingExtraError
 from barlowtwins.core.files import atomic_write
 from barlowtwins.embedding.embeddings import Embeddings, IndexRow
 
-__all__ = ["require_arrow", "spelt", "write_points"]
+__all__ = ["printable", "require_arrow", "write_points"]
 
 
 def write_points(
@@ -54,8 +54,8 @@ def write_points(
     table = arrow.table(
         {
             "row": arrow.array([entry.row for entry in entries], arrow.int64()),
-            "path": arrow.array([spelt(path) for path in paths], arrow.string()),
-            "label": arrow.array([spelt(entry.label) for entry in entries], arrow.string()),
+            "path": arrow.array([printable(path) for path in paths], arrow.string()),
+            "label": arrow.array([printable(entry.label) for entry in entries], arrow.string()),
             "cluster": arrow.array(clusters.tolist(), arrow.int64()),
             "x": arrow.array(points[:, 0], arrow.float32()),
             "y": arrow.array(points[:, 1], arrow.float32()),
@@ -66,7 +66,7 @@ def write_points(
         parquet.write_table(table, file)
 
 
-def spelt(value: str) -> str:
+def printable(value: str) -> str:
     """Return text that is valid UTF-8: other bytes become escapes."""
     return value.encode("utf-8", "backslashreplace").decode()
 

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 CROP_TRIES = 10  # like torchvision's RandomResizedCrop; then the central crop with the nearest allowed ratio
-SMALL = 64  # pixels; smaller images are evaluated whole, larger images by their central 224/256
+WHOLE = 64  # pixels; images up to this side are evaluated whole, larger images by their central 224/256
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Augmentation:
 
         Views up to 64 pixels: the whole image, resized to the square. Larger: the center, 224/256 of the short side.
         """
-        resize = None if self.size <= SMALL else round(self.size * 256 / 224)
+        resize = None if self.size <= WHOLE else round(self.size * 256 / 224)
         return Preprocessing(self.size, resize, self.channels, self.mean, self.std)
 
 

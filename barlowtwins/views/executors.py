@@ -40,7 +40,7 @@ from barlowtwins.views.twins import Reading, Rows, TwinBatch, TwinReader
 
 __all__ = ["ArrayTwins", "CropReader", "Executor", "LevelBatch"]
 
-SMALL = 96  # pixels: up to here one core makes batched views in less time than Pillow's; beyond, products grow faster
+BATCHED = 96  # pixels: up to here one core makes batched views in less time than Pillow's; beyond, products grow faster
 LUMA = np.array([19595, 38470, 7471], np.uint32)  # as Pillow turns RGB to grey, in units of 2**-16
 
 
@@ -70,7 +70,7 @@ class Executor:
                 )
             backend = "batched"
         if backend == "auto":
-            small = images is not None and max(*images.shape[1:3], transform.recipe.size) <= SMALL
+            small = images is not None and max(*images.shape[1:3], transform.recipe.size) <= BATCHED
             backend = "batched" if small or device.type != "cpu" else "pillow"
         if backend == "fast":
             require_opencv()
