@@ -68,6 +68,15 @@ def test_few_points(n: int, method: str) -> None:
     assert np.isfinite(points).all()
 
 
+@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+def test_equal_rows_are_one_point(method: str) -> None:
+    """t-SNE itself ends the process by a segmentation fault."""
+    rows = np.tile(np.random.default_rng(0).normal(size=(1, 16)).astype(np.float32), (60, 1))
+    points = project(pca(rows, REDUCED), method)
+    assert points.shape == (60, 2) and np.isfinite(points).all()
+    assert np.ptp(points, axis=0).max() < 1e-5
+
+
 def test_points_of_pca_are_the_first_two_components() -> None:
     x, _ = blobs()
     np.testing.assert_array_equal(project(pca(x, REDUCED), "pca"), pca(x, 2))

@@ -26,6 +26,7 @@ __all__ = ["REDUCED", "cluster", "pca", "project", "require_method"]
 REDUCED = 50  # input components of t-SNE, UMAP and k-means, as usual for t-SNE
 CPU = torch.device("cpu")
 CHUNK = 8192
+EQUAL = 1e-6  # rows of unit length that differ less are equal but for rounding
 ROUNDS = 50  # maximum of k-means iterations
 COUNTED = re.compile(r"Iteration (\d+):|Epochs completed:.*?(\d+)/\d+")  # t-SNE; UMAP
 
@@ -69,7 +70,8 @@ def project(components: Components, method: str, *, seed: int = 0) -> Components
         MissingExtraError: scikit-learn (tsne) or umap-learn (umap) is not installed.
     """
     n = len(components)
-    if method == "pca" or n < 5:  # too few points for neighborhoods
+    same = np.ptp(components, axis=0).max(initial=0) < EQUAL  # t-SNE of equal rows crashes
+    if method == "pca" or n < 5 or same:  # too few points for neighborhoods
         points = components[:, :2]
     elif method == "tsne":
         points = _tsne(components, seed)
