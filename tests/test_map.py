@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(folder: Path) -> Path:
     out = folder.parent / "map.html"
-    draw_map(MapConfig(str(folder), out=str(out), neighbours=4, workers=0))
+    draw_map(MapConfig(str(folder), out=str(out), neighbours=4, workers=0, data=str(folder.parent / "photos")))
     return out
 
 
@@ -233,7 +233,8 @@ def test_thumbnails_shrink_so_that_all_fit_and_it_is_said(
     found = {}
     for budget in (0.1, 0.2, 5):
         out = tmp_path / "map.html"
-        result = draw_map(MapConfig(str(emb), out=str(out), thumbnails=budget, workers=0))
+        photos = str(tmp_path / "photos")
+        result = draw_map(MapConfig(str(emb), out=str(out), thumbnails=budget, workers=0, data=photos))
         assert result.thumbnails == N
         found[budget] = _data(out)["thumbnails"]["side"], capsys.readouterr().err
         assert sum(map(len, re.findall(r'id="sheet\d+">([^<]*)<', out.read_text("utf-8")))) <= budget * 1e6
@@ -254,7 +255,8 @@ def test_a_map_of_50_000_points_opens_and_answers(tmp_path: Path, browser: Brows
     entries = [IndexRow(i, f"{i % files:02}.png", f"kind {i % kinds}", "ok") for i in range(n)]
     emb = write_embeddings(tmp_path / "emb", features, entries, root=str(tmp_path / "photos"))
     out = tmp_path / "map.html"
-    result = draw_map(MapConfig(str(emb), out=str(out), neighbours=4, thumbnails=10, workers=0))
+    config = MapConfig(str(emb), out=str(out), neighbours=4, thumbnails=10, workers=0, data=str(tmp_path / "photos"))
+    result = draw_map(config)
 
     assert (result.points, result.thumbnails) == (n, n)
     assert result.bytes < 10e6 + 120 * n  # the thumbnails, and what a point takes beside

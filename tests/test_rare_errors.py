@@ -452,7 +452,7 @@ def test_images_that_are_no_longer_at_hand(work: SimpleNamespace, tmp_path: Path
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, "root": None, "data": "a folder that was"}))
     config = NeighboursConfig(str(folder), query="0", sheet=str(tmp_path / "sheet.png"))
-    fails(lambda: neighbours(config), DataError, "for --sheet; give their folder as --data-root")
+    fails(lambda: neighbours(config), DataError, "for --sheet; name them as --data or --data-root")
 
 
 def test_a_cluster_that_does_not_answer_and_shards_that_die(work: SimpleNamespace, tmp_path: Path) -> None:

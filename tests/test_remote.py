@@ -75,7 +75,7 @@ def test_bad_and_vanished_images_are_rows(bucket: str) -> None:
 def test_what_cannot_be_had_is_told(bucket: str) -> None:
     with pytest.raises(DataError, match=f"no images in {bucket}: give a folder that holds some, or tar shards"):
         open_source(bucket)
-    with pytest.raises(DataError, match=r"^nosuch://x cannot be read: Protocol not known: nosuch"):
+    with pytest.raises(DataError, match=r"^nosuch://x has the scheme nosuch, which is not read; only abfs, "):
         open_source("nosuch://x")
     with pytest.raises(DataError, match="only folders of images and tar shards"):
         open_source(f"{bucket}/list.txt")
@@ -105,6 +105,7 @@ class Flaky(MemoryFileSystem):
 def test_a_failing_network_is_asked_again_and_then_ends_the_work(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(remote, "SCHEMES", remote.SCHEMES | {"flaky"})
     url = bucket.replace("memory", "flaky")
     put(f"{url}/0.png", png(5))
     source = open_source(url)
@@ -134,3 +135,33 @@ def test_braces_are_those_of_a_shell() -> None:
 def test_what_is_a_url() -> None:
     assert all(map(is_url, ["s3://b", "memory://x", "simplecache::s3://b/x", "abfs+x://b"]))
     assert not any(map(is_url, ["/a/b", "C:\\x", "C:/x", "a/b://c", "", "shapes:20"]))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "reference://x",
+        "simplecache::s3://b/x",
+        "zip://x.zip::file:///x",
+        "filecache::https://e.org/x.tar",
+        "tar://x",
+        "github://a:b@c/x",
+        "dask://x",
+        "dir://x",
+        "jupyter://x",
+        "libarchive://x.zip",
+        "REFERENCE://x",
+    ],
+)
+def test_schemes_that_do_more_than_hold_files_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda *_: pytest.fail("it was opened"))
+    for name in (url, f"{url}/a.tar"):
+        with pytest.raises(DataError, match="which is not read; only abfs"):
+            open_source(name)
+
+
+@pytest.mark.parametrize("pattern", ["{0..1999}{0..1999}.tar", "{0..999999999999999999}.tar", "{a,b}" * 22 + ".tar"])
+def test_braces_together_stand_for_a_million_names_at_most(pattern: str) -> None:
+    with pytest.raises(DataError, match=r"1,000,000 (names )?are the most"):
+        expand(pattern)
+    assert len(expand("{0..99}{0..99}{a,b}")) == 20_000

@@ -6,6 +6,7 @@ import io
 import pickle
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def test_what_is_not_there_or_no_tar_is_told(shards: Path) -> None:
     with pytest.raises(DataError, match=r"is compressed.*unpack it"):
         open_source(shards / "p.tar.gz")
     (shards / "s-000.tar").write_text("no archive")
-    with pytest.raises(DataError, match=r"s-000\.tar is no whole tar archive"):
+    with pytest.raises(DataError, match=r"s-000\.tar is not a whole tar archive"):
         open_source(f"{shards}/s-*.tar")
 
 
@@ -338,3 +339,44 @@ def test_folders_of_systems_and_two_spellings_in_an_archive(tmp_path: Path) -> N
     write_tar(tmp_path / "t.tar", [("\u00e4/1.png", png(1)), ("a\u0308/1.png", png(1))])
     with pytest.raises(DataError, match="two class folders are both called"):
         open_source(tmp_path / "t.tar")
+
+
+def header(size: bytes, kind: bytes = b"0", name: bytes = b"a.png") -> bytes:
+    """A block as tar has them, with the right checksum."""
+    block = bytearray(name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size.ljust(12, b"\0") + bytes(12))
+    block += b" " * 8 + kind + bytes(100) + b"ustar\x0000" + bytes(247)
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(record: bytes) -> bytes:
+    """A pax header that says `record` of the next member."""
+    line = b"%d %s\n" % (len(record) + 4, record)
+    assert len(line) == len(record) + 4
+    return header(b"%011o" % len(line), b"x", b"pax") + line.ljust(512, b"\0")
+
+
+NEGATIVE = b"\xff" * 12
+HOSTILE = {
+    "a negative size": header(NEGATIVE),
+    "a negative size of no image": header(NEGATIVE, name=b"readme"),
+    "a negative size that leads back": header(b"\xff" * 10 + b"\xfc\x00"),
+    "a pax header of a negative size": header(NEGATIVE, b"x"),
+    "a pax size that is negative": pax(b"size=-1024") + header(b"%011o" % 0),
+    "a pax header of 4 GiB": header(b"%011o" % (2**32), b"x"),
+    "a global header of 4 GiB": header(b"%011o" % (2**32), b"g"),
+    "a long name of 4 GiB": header(b"%011o" % (2**32), b"L"),
+    "a thousand headers before one": pax(b"path=a.png") * 3000,
+    "a map of holes without end": pax(b"GNU.sparse.major=1")[:-1] + b"\0",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_headers_are_refused_at_once(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(HOSTILE[name] + bytes(1024))
+    started = time.perf_counter()
+    with pytest.raises(DataError) as caught:
+        open_source(str(path))
+    assert time.perf_counter() - started < 5
+    assert "\n" not in str(caught.value)

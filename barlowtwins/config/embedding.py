@@ -68,6 +68,11 @@ class NeighborsConfig(NamedData):
     """Neighbors to show."""
     sheet: FilePath | None = None
     """A PNG, JPEG or WebP file for a picture of the query and its neighbors."""
+    data: FilePath | None = None
+    """The images of the rows, for the picture, where they may not be opened by the folder's word alone: behind a URL,
+    or outside the working folder."""
+    weights: FilePath | None = None
+    """The weights that made the rows, to embed an image; needed where the folder names a URL."""
 
 
 NeighboursConfig = NeighborsConfig  # the name before

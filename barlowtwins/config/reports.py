@@ -43,6 +43,9 @@ class MapConfig(Seeded, NamedData, Reading):
     """Megabytes of thumbnails at most; images beyond have none. 0: no thumbnails."""
     export: FilePath | None = None
     """A Parquet file for other tools, too: row, path, label, cluster, x, y and neighbors of each image."""
+    data: FilePath | None = None
+    """The images of the rows, where they may not be opened by the folder's word alone: behind a URL, or outside the
+    working folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

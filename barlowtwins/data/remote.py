@@ -9,11 +9,12 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import math
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -31,7 +32,17 @@ __all__ = ["UrlSource", "expand", "is_url", "matching", "open_file", "read_bytes
 T = TypeVar("T")
 
 PAUSES = (0.5, 2.0, 8.0)  # seconds between tries of a file system that fails
-MOST = 1_000_000  # names from one pair of braces
+MOST = 1_000_000  # names from the braces of a pattern
+SCHEMES = frozenset(
+    (
+        *("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "adl", "wasb", "oci", "oss", "r2", "b2", "swift"),
+        *("http", "https", "webdav", "webhdfs", "hdfs", "ftp", "sftp", "ssh", "smb", "memory", "file", "local"),
+    )
+)
+"""File systems of fsspec that hold files and do nothing else: those that read files which refer to others, unpack
+archives, run commands or put one file system on another are left out."""
+
+LONGEST_COUNT = 15  # digits of a number in braces
 
 _COUNT = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -48,21 +59,29 @@ def expand(pattern: str) -> list[str]:
     Raises:
         DataError: they stand for more than a million names.
     """
+    ends = [(found[1], found[2]) for found in _COUNT.finditer(pattern)]
+    if max((len(end) for pair in ends for end in pair), default=0) > LONGEST_COUNT:
+        raise DataError(f"the braces in {pattern[:100]} count too far; {MOST:,} names are the most")
+    counted = math.prod(abs(int(last) - int(first)) + 1 for first, last in ends)
+    names = list(itertools.islice(_expand(pattern), MOST + 1)) if counted <= MOST else []
+    if not 0 < len(names) <= MOST:
+        raise DataError(f"{pattern[:100]} stands for {max(counted, len(names)):,} names or more; {MOST:,} are the most")
+    return names
+
+
+def _expand(pattern: str) -> Iterator[str]:
     if found := _COUNT.search(pattern):
         first, last = int(found[1]), int(found[2])
-        if abs(last - first) >= MOST:
-            raise DataError(
-                f"{found[0]} in {pattern} stands for {abs(last - first) + 1:,} names; {MOST:,} are the most"
-            )
         width = max(len(found[1]), len(found[2])) if "0" in (found[1][0], found[2][0]) else 0
         step = 1 if last >= first else -1
-        inner = [f"{number:0{width}}" for number in range(first, last + step, step)]
+        inner: Iterable[str] = (f"{number:0{width}}" for number in range(first, last + step, step))
     elif found := _CHOICE.search(pattern):
         inner = found[1].split(",")
     else:
-        return [pattern]
-    names = (pattern[: found.start()] + text + pattern[found.end() :] for text in inner)
-    return list(itertools.chain.from_iterable(map(expand, names)))
+        yield pattern
+        return
+    for text in inner:
+        yield from _expand(pattern[: found.start()] + text + pattern[found.end() :])
 
 
 def matching(pattern: str) -> list[str]:
@@ -131,6 +150,10 @@ def _patiently(url: str, action: Callable[[Any, str], T]) -> T:
     The file system is looked up at each call: fsspec keeps one a process, and one that a worker process inherited by
     fork may not be used.
     """
+    scheme = url.partition("://")[0]
+    if scheme.lower() not in SCHEMES:
+        what = "puts one file system on another" if "::" in scheme else f"has the scheme {scheme}"
+        raise DataError(f"{url} {what}, which is not read; only {', '.join(sorted(SCHEMES))} are understood")
     try:
         import fsspec
     except ModuleNotFoundError:

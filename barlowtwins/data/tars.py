@@ -21,7 +21,6 @@ labels for one image are refused, and so is an image or label whose name comes t
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import posixpath
 import tarfile
@@ -30,12 +29,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PureWindowsPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
-from barlowtwins.core.errors import DataError
+from barlowtwins.core.errors import BarlowTwinsError, DataError
+from barlowtwins.core.readers import parse_json
 from barlowtwins.data.images import Unreadable, read_image
 from barlowtwins.data.listing import left_out_because, top_folders
 from barlowtwins.data.remote import absolute, fingerprint_of, matching, named, open_file, read_range
@@ -46,7 +46,11 @@ __all__ = ["TarSource", "is_tar"]
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 THREADS = 8  # archives that are read at once: behind a URL, most of the time is waiting
 LABELS = (".cls", ".json")
-MOST_LABEL_BYTES = 1 << 20  # of a .cls or .json file
+MOST_LABEL_BYTES = 1 << 20  # of a .cls or .json file, and of a header's extension
+EXTENSIONS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 MOST_LINKS = 40  # from one to the next, as Linux follows them
 
 
@@ -135,6 +139,21 @@ class _Index:
     """Archives that were joined to this file."""
 
 
+class _Member(tarfile.TarInfo):
+    """A header whose extensions are bounded before `tarfile` reads them into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.type in EXTENSIONS and member.size > MOST_LABEL_BYTES):
+            raise DataError(f"a header of the archive claims {member.size:,} bytes: refused; make or copy it again")
+        return member
+
+    def _proc_gnusparse_10(self, *_: Any) -> None:
+        """`tarfile` would look for the end of a map that has none for ever."""
+        raise DataError("the archive holds a sparse file; make it again without --sparse")
+
+
 def _read_index(tar: str) -> _Index:
     index = _Index()
     try:
@@ -143,10 +162,13 @@ def _read_index(tar: str) -> _Index:
             while start is not None:
                 file.seek(start)
                 start = _read_part(file, tar, index)
-    except tarfile.TarError as error:
-        raise DataError(f"{tar} is no whole tar archive ({error}); make or copy it again") from error
+    except BarlowTwinsError:
+        raise
     except OSError as error:
         raise DataError(f"cannot read {tar}: {error.strerror or error}; make it readable") from error
+    except Exception as error:  # damaged headers make `tarfile` fail in any way there is
+        said = " ".join(str(error).split())[:150] or type(error).__name__
+        raise DataError(f"{tar} is not a whole tar archive ({said}); make or copy it again") from error
     _follow_links(index)
     return index
 
@@ -154,8 +176,12 @@ def _read_index(tar: str) -> _Index:
 def _read_part(file: IO[bytes], tar: str, index: _Index) -> int | None:
     """Read an archive from here to its end mark; where another one begins after it, or None."""
     index.parts += 1
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
+        place = -1
         while (member := archive.next()) is not None:
+            if member.size < 0 or archive.offset <= place:
+                raise DataError(f"{tar} has a member of {member.size} bytes: refused; make or copy it again")
+            place = archive.offset
             _take(member, tar, file, index)
             archive.members.clear()  # type: ignore[attr-defined]  # they would grow with the archive
         _require_end(file, archive.offset, tar)
@@ -247,7 +273,7 @@ def _label(data: bytes, suffix: str, name: str) -> str | None:
     try:
         if suffix == ".cls":
             return data.decode("utf-8-sig").strip()
-        content = json.loads(data)
+        content = parse_json(data)
     except ValueError as error:
         raise DataError(f"{name} cannot be read as a label: {error}; it must be UTF-8 text, or JSON") from error
     found = {key: content[key] for key in ("label", "cls") if key in content} if type(content) is dict else {}

@@ -137,7 +137,11 @@ def _pictures(config: MapConfig, opened: Embeddings, rows: npt.NDArray[np.int64]
     none = Sheets(0, 1, [], 0)
     if not config.thumbnails:
         return none
-    source = images_of(opened, config.data_root)
+    try:
+        source = images_of(opened, config.data_root, config.data)
+    except DataError as error:
+        say(f"warning: the map has no thumbnails: {error}")
+        return none
     if source is None:
         say(f"warning: cannot find the images of {opened.meta['data']} (see --data-root); the map has no thumbnails")
         return none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from barlowtwins.config import NeighborsConfig
-from barlowtwins.core.errors import DataError, UsageError, WeightsError
+from barlowtwins.core.errors import ConfigError, DataError, UsageError, WeightsError
 from barlowtwins.core.printing import table
+from barlowtwins.core.readers import below
 from barlowtwins.data.images import Unreadable, read_image
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embedder import load_embedder
@@ -88,7 +90,7 @@ def neighbors(config: NeighborsConfig) -> NeighborsResult:
         wanted = min(config.k + 1, usable)  # one more, since the row finds itself
     else:
         own = -1
-        query, name, label = _embed(opened, config.query), config.query, _label_of(opened, config.query)
+        query, name, label = _embed(opened, config.query, config.weights), config.query, _label_of(opened, config.query)
         wanted = min(config.k, usable)
     if not wanted:
         raise DataError(f"no image in {config.embeddings} could be read; see its index.csv for the reason")
@@ -116,10 +118,10 @@ def _sheet(result: NeighborsResult, opened: Embeddings, own: int, config: Neighb
     Raises:
         DataError: the images cannot be found.
     """
-    source = images_of(opened, config.data_root)
+    source = images_of(opened, config.data_root, config.data)
     if source is None:
         raise DataError(
-            f"cannot find the images of {opened.meta['data']} for --sheet; give their folder as --data-root"
+            f"cannot find the images of {opened.meta['data']} for --sheet; name them as --data or --data-root"
         )
     query = source.read(own) if own >= 0 else read_image(config.query)
     tiles = [
@@ -154,23 +156,33 @@ def _row(opened: Embeddings, row: int) -> tuple[npt.NDArray[np.float32], str, st
 
 def _label_of(opened: Embeddings, image: str) -> str:
     """Return the label of an image file if it is one of the rows; else an empty string."""
-    root, file = opened.meta["root"], Path(image).resolve()
-    if root is None or not file.is_relative_to(Path(root).resolve()):
+    root = opened.meta["root"]
+    if root is None or not below(root, os.path.abspath(image)):  # lexical, so a stranger's root is not touched
         return ""
-    path = file.relative_to(Path(root).resolve()).as_posix()
+    path = Path(os.path.relpath(image, root)).as_posix()
     return next((entry.label for entry in opened.index() if entry.path == path), "")
 
 
-def _embed(opened: Embeddings, image: str) -> npt.NDArray[np.float32]:
+def _embed(opened: Embeddings, image: str, weights: str | None) -> npt.NDArray[np.float32]:
     """Return features (D,) of an image file, computed like those of the rows."""
     meta = opened.meta
-    embedder = load_embedder(meta["weights"])
+    named = meta["weights"] if weights is None else weights
+    if weights is None and ("://" in named or named.startswith(("//", "\\\\"))):  # the folder may be a stranger's
+        raise WeightsError(
+            f"{opened.folder} says that its weights are at {named}; if you trust that, repeat it as --weights {named}"
+        )
+    embedder = load_embedder(named)
     if embedder.sha256 != meta["weights_sha256"]:
         raise WeightsError(
-            f"{meta['weights']} has changed since {opened.folder} was written: its sha256 starts with "
+            f"{named} has changed since {opened.folder} was written: its sha256 starts with "
             f"{embedder.sha256[:10]}, not {meta['weights_sha256'][:10]}; restore it, or embed again with --overwrite"
         )
-    embedder.preprocessing = Preprocessing.from_dict(meta["preprocessing"])
+    try:
+        embedder.preprocessing = Preprocessing.from_dict(meta["preprocessing"])
+    except (ConfigError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the preprocessing that {opened.folder} names cannot be: {error}; embed again with --overwrite"
+        ) from error
     features = embedder.encode([image])[0]
     if 0 in embedder.failed:
         raise DataError(f"cannot read {image}: {embedder.failed[0].why}; give an image")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from barlowtwins.core.errors import DataError
 from barlowtwins.core.progress import Progress
+from barlowtwins.core.readers import below
 from barlowtwins.data.batches import ranges, read_ahead
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import Source, has_split, open_source
@@ -33,28 +35,60 @@ QUALITY = 70
 BYTES_A_PIXEL = 0.55 * 4 / 3  # of WebP at that quality in base64; a first estimate, corrected by a sample
 
 
-def images_of(opened: Embeddings, data_root: str | None = None) -> Source | None:
+def images_of(opened: Embeddings, data_root: str | None = None, data: str | None = None) -> Source | None:
     """Return the images of an EMB folder, row by row; None if they cannot be found.
+
+    The folder may come from a stranger, so no URL and nothing outside the working folder is opened on its word alone.
 
     Args:
         opened: the EMB folder.
         data_root: folder of named data sets.
+        data: the images as the user names them.
+
+    Raises:
+        DataError: the user must name the images first, or the index names files outside their folder.
     """
     meta = opened.meta
+    recorded = meta["data"]
     keys = [entry.path for entry in opened.index()]
-    if meta["root"] is not None:
-        return FileSource(meta["data"], Path(meta["root"]), keys)
-    if is_url(meta["data"]) or is_tar(meta["data"]):
-        return _opened_again(opened, meta["data"])
-    if any(has_split(meta["data"], split) for split in ("test", "train")):
-        for name in (meta["data"], f"{meta['data']}:{meta['rows']}"):
+    root = meta["root"] if data is None else data
+    if root is not None and (data is None or os.path.isdir(data)):
+        return FileSource(recorded, Path(root), _below(opened, root, keys, confirmed=data is not None))
+    recorded = recorded if data is None else data
+    if is_url(recorded) or is_tar(recorded):
+        if data is None and (is_url(recorded) or not below(".", recorded)):
+            raise _unconfirmed(opened, recorded)
+        return _opened_again(opened, recorded)
+    if any(has_split(recorded, split) for split in ("test", "train")):
+        name, colon, count = recorded.partition(":")
+        if colon and count != str(meta["rows"]):
+            return None
+        for again in (recorded, f"{name}:{meta['rows']}"):
             for split in ("test", "train"):
-                if (source := _opened_again(opened, name, split, data_root)) is not None:
+                if (source := _opened_again(opened, again, split, data_root)) is not None:
                     return source
         return None
-    if keys and Path(keys[0]).is_file():  # paths given by a caller
-        return FileSource(meta["data"], None, keys)
+    if data is not None:
+        return _opened_again(opened, data)
+    if keys and all(below(".", key) for key in keys) and Path(keys[0]).is_file():  # paths that a caller gave
+        return FileSource(recorded, None, keys)
     return None
+
+
+def _below(opened: Embeddings, root: str, keys: list[str], *, confirmed: bool) -> list[str]:
+    """`keys`, all of which lie below `root`, which lies below the working folder unless the user has named it."""
+    if not confirmed and not below(".", root):
+        raise _unconfirmed(opened, root)
+    if outside := next((key for key in keys if not below(root, key)), None):
+        raise DataError(f"{opened.folder} names {outside!r}, outside of {root}: refused; embed again with --overwrite")
+    return keys
+
+
+def _unconfirmed(opened: Embeddings, place: str) -> DataError:
+    return DataError(
+        f"{opened.folder} says that its images are in {place}, which is not below the working folder; if you trust "
+        f"that, repeat it as --data {place}"
+    )
 
 
 def _opened_again(opened: Embeddings, name: str, split: str = "test", data_root: str | None = None) -> Source | None:
