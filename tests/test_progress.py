@@ -32,8 +32,8 @@ def _run(interval: float, enabled: bool | None = None) -> subprocess.CompletedPr
 def test_without_a_terminal_a_line_each_interval_on_stderr_only() -> None:
     done = _run(interval=0.06)
     lines = [line for line in done.stderr.splitlines() if line.startswith("embed:")]
-    assert 2 <= len(lines) <= 3
-    assert re.fullmatch(r"embed: 20/40 img \(50 %\), [\d,]+ img/s, 0:0\d left, loss 123.5", lines[0])
+    assert 2 <= len(lines) <= 5  # under load every sleep may take an interval
+    assert re.fullmatch(r"embed: [123]0/40 img \((25|50|75) %\), [\d,]+ img/s, 0:0\d left, loss 123.5", lines[0])
     assert lines[-1].startswith("embed: 40/40 img (100 %)") and "taken" in lines[-1]
     assert done.stdout == "result\n"
 

@@ -1,6 +1,7 @@
-"""How a long job shows that it lives: a bar with a rate and a time left, or a line a minute where no one looks.
+"""Progress of a long job: a bar with a rate and a time left, or one line per minute without a terminal.
 
-Everything goes to standard error, so that standard output stays clean for results.
+Everything goes to standard error, so that standard output stays clean for results. The bar is tqdm's. The lines are
+ours: in a log file tqdm redraws one endless line, and needs a thread and a semaphore for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import os
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ MINUTE = 60.0
 
 
 def say(text: str) -> None:
-    """Print one line on standard error, above the bar if one is shown; that nobody listens any more is no failure."""
+    """Print one line on standard error, above the bar if one is shown; a closed standard error is not a failure."""
     with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed file
         if "tqdm" in sys.modules:
             from tqdm import tqdm
@@ -41,12 +43,12 @@ class Progress:
                 progress.update(len(batch), failed=3)
 
     Args:
-        total: how much there is; None where nobody knows.
+        total: how much there is; None if unknown.
         desc: the word in front.
         unit: what is counted; "B" prints as kB, MB, GB.
         enabled: False prints nothing; None or True prints.
         initial: what an earlier run had done; it counts as done but not for the rate.
-        interval: seconds between lines where standard error is no terminal (the first after that long, too).
+        interval: seconds between lines without a terminal (the first after that long, too).
     """
 
     def __init__(
@@ -62,7 +64,6 @@ class Progress:
         self.total, self.desc, self.unit, self.done = total, desc, unit, initial
         self._initial, self._interval = initial, interval
         self._fields: dict[str, Any] = {}
-        self._printed = 0
         self._started = self._last_line = time.monotonic()
         shown = enabled is not False and sys.stderr is not None
         self._bar: tqdm[Any] | None = self._open_bar() if shown and sys.stderr.isatty() else None
@@ -107,17 +108,16 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        elif self._lines and self._printed:
+        elif self._lines and self._last_line > self._started:
             self._print_line()
         self._lines = False
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        self._printed += 1
         say(self.line(self._last_line - self._started))
 
     def line(self, seconds: float) -> str:
-        """What one line says after `seconds`, such as "embed: 1,200/60,000 img (2 %), 20 img/s, 49:00 left"."""
+        """Return the line after `seconds`, such as "embed: 1,200/60,000 img (2 %), 20 img/s, 49:00 left"."""
         unit = "" if self.unit == "B" else f" {self.unit}"  # bytes carry theirs in the amount
         amount = f"{self.desc}: {self._amount(self.done)}"
         if self.total is None:
@@ -149,9 +149,7 @@ def _terminal_has_a_size() -> bool:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
 
 
 def _short(value: Any) -> str:
