@@ -81,7 +81,12 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors; a test
     from barlowtwins.models.barlow_twins import BarlowTwins as BarlowTwins
     from barlowtwins.models.resnet import build_backbone as build_backbone
     from barlowtwins.optim import LARS as LARS
-    from barlowtwins.pretraining import PretrainResult as PretrainResult, pretrain as pretrain
+    from barlowtwins.pretraining import (
+        Callback as Callback,
+        PretrainResult as PretrainResult,
+        RunState as RunState,
+        pretrain as pretrain,
+    )
     from barlowtwins.reports.map import MapResult as MapResult, map as map
     from barlowtwins.reports.neighbors import (
         NeighborsResult as NeighborsResult,
@@ -144,7 +149,7 @@ _NAMES = {
     "models.barlow_twins": "BarlowTwins",
     "models.resnet": "build_backbone",
     "optim": "LARS",
-    "pretraining": "PretrainResult pretrain",
+    "pretraining": "Callback PretrainResult RunState pretrain",
     "reports.map": "MapResult map",
     "reports.neighbors": "NeighborsResult NeighboursResult neighbors neighbours",
     "reports.report": "ReportResult report",

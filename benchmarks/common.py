@@ -1,4 +1,4 @@
-"""What every benchmark shares: timing in rounds, the machine, and where results go."""
+"""What every benchmark shares: timing in rounds, the training step, the machine, and where results go."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor
 
-from barlowtwins.core.device import device_name, resolve_device
+from barlowtwins.config import PretrainConfig
+from barlowtwins.core.device import device_name, resolve_device, resolve_precision
+from barlowtwins.core.distributed import World
 from barlowtwins.core.matmul import CPUINFO, processor_vendor
+from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.train.recipes import resolve
+from barlowtwins.train.trainer import StepSettings, Trainer, prepare
 from barlowtwins.version import __version__
+from barlowtwins.views.twins import Rows, TwinBatch
 
-__all__ = ["interleaved", "machine", "write_result"]
+__all__ = ["interleaved", "machine", "new_trainer", "twins", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,6 +42,21 @@ def machine() -> dict[str, Any]:
         "barlowtwins": __version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def new_trainer(model: BarlowTwins, batch_size: int, device: torch.device, *, micro: int | None = None) -> Trainer:
+    """What trains `model` as a run does: LARS, the run's memory layout and precision."""
+    rates = {"optimizer": "lars", "lr": 0.2, "lr_bias": 3e-4, "weight_decay": 1e-6}
+    config = PretrainConfig("shapes", "unused", recipe="imagenet-300ep", batch_size=batch_size, **rates)  # type: ignore[arg-type]
+    settings = resolve(config, channels=3, size=None)
+    world = World(0, 1, device)
+    how = StepSettings(100_000, 1000, resolve_precision("auto", device), micro)
+    return Trainer(model, prepare(model, settings, world), how, world, step=10)  # the rate of step 0 is 0
+
+
+def twins(y1: Tensor, y2: Tensor) -> TwinBatch:
+    """Two views (N, C, S, S) as a batch of a run."""
+    return TwinBatch(Rows(0, 0, tuple(range(len(y1)))), y1, y2, {}, False)
 
 
 def interleaved(

@@ -30,24 +30,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import interleaved, write_result
+from common import interleaved, new_trainer, twins, write_result
 from embedding import draw
 from loss import LAMBD, published
-from torch import Tensor, nn
+from torch import Tensor
 
 from barlowtwins.config import PretrainConfig
-from barlowtwins.core.device import autocast, default_workers, resolve_device, resolve_precision
-from barlowtwins.core.distributed import World
+from barlowtwins.core.device import default_workers, memory_layout, resolve_device
 from barlowtwins.data.open import open_source
 from barlowtwins.embedding.embedder import load_embedder
 from barlowtwins.loss import barlow_twins_loss
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.optim import build_optimizer
 from barlowtwins.pretraining import pretrain
-from barlowtwins.runs.guards import FiniteGuard
+from barlowtwins.train.trainer import Trainer
 from barlowtwins.views.executors import Executor
 from barlowtwins.views.transform import TwinTransform
-from barlowtwins.views.twins import Rows, TwinBatch, plan_batches
+from barlowtwins.views.twins import TwinBatch, plan_batches
 
 IMAGENET, EPOCHS = 1_281_167, 1000  # images and epochs of the paper's run
 
@@ -179,48 +178,30 @@ def lars(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     return {**times, "ratio": ratio, "largest_difference_after_11_steps": apart}
 
 
-class Step:
-    """One update of a network; views may lie anywhere."""
-
-    def __init__(self, backbone: str, projector: str, device: torch.device, *, compiled: bool = False) -> None:
-        torch.manual_seed(0)
-        self.device, self.precision = device, resolve_precision("auto", device)
-        self.model = BarlowTwins(backbone, projector).to(device).to(memory_format=torch.channels_last).train()
-        self.optimizer = build_optimizer("lars", self.model, lr=0.2, lr_bias=3e-4, weight_decay=1e-6)
-        for group in self.optimizer.param_groups:
-            group["lr"] = 1e-2 * group["peak_lr"]
-        self.network: nn.Module = torch.compile(self.model) if compiled else self.model  # type: ignore[assignment]
-        self.guard = FiniteGuard(
-            self.model, _none_again, open_source("shapes:2"), world=World(0, 1, device), report=Path("nonfinite.json")
-        )
-
-    def __call__(self, y1: Tensor, y2: Tensor) -> None:
-        with autocast(self.device, self.precision):
-            views = (y.to(self.device, non_blocking=True, memory_format=torch.channels_last) for y in (y1, y2))
-            loss = self.network(*views)
-        loss.backward()
-        self.guard.check(loss, Rows(0, 0, ()))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+def _new_trainer(sizes: Sizes, device: torch.device, *, compiled: bool = False) -> Trainer:
+    torch.manual_seed(0)
+    trainer = new_trainer(BarlowTwins(sizes.backbone, sizes.projector), sizes.batch, device)
+    if compiled:
+        trainer.network = torch.compile(trainer.network)  # type: ignore[assignment]
+    return trainer
 
 
-def _none_again(rows: Rows) -> TwinBatch:
-    raise AssertionError("the views of a benchmark are not made again")
-
-
-def _resident_views(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor]:
+def _resident_batch(sizes: Sizes, device: torch.device) -> TwinBatch:
     y1, y2 = torch.randn(2, sizes.batch, 3, sizes.side, sizes.side, device=device)
-    return y1.contiguous(memory_format=torch.channels_last), y2.contiguous(memory_format=torch.channels_last)
+    layout = memory_layout(device)
+    return twins(y1.contiguous(memory_format=layout), y2.contiguous(memory_format=layout))
 
 
 def resident(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
     rows = []
     for compiled in (False, True) if device.type == "cuda" else (False,):
-        step = Step(sizes.backbone, sizes.projector, device, compiled=compiled)
-        seconds = _per_call(functools.partial(step, *_resident_views(sizes, device)), sizes.steps, device)
-        rows.append({"compiled": compiled, "precision": step.precision, "pairs_per_second": sizes.batch / seconds})
+        trainer = _new_trainer(sizes, device, compiled=compiled)
+        step = functools.partial(trainer.train_step, _resident_batch(sizes, device))
+        seconds = _per_call(step, sizes.steps, device)
+        rate, precision = sizes.batch / seconds, trainer.how.precision
+        rows.append({"compiled": compiled, "precision": precision, "pairs_per_second": rate})
         memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else math.nan
-        print(f"resident, compiled {compiled}: {sizes.batch / seconds:,.1f} pairs/s, at most {memory:.1f} GB")
+        print(f"resident, compiled {compiled}: {rate:,.1f} pairs/s, at most {memory:.1f} GB")
     return rows
 
 
@@ -246,13 +227,14 @@ def files(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         source = open_source(_listed(Path(temporary), sizes.files))
         transform = TwinTransform("imagenet", size=sizes.side, seed=0)
         executor, workers = Executor(source, transform, device), default_workers()
-        step = Step(sizes.backbone, sizes.projector, device)
+        trainer = _new_trainer(sizes, device)
         order = plan_batches(len(source), sizes.batch, seed=0, start=0, stop=len(source) // sizes.batch)
-        bare = sizes.batch / _per_call(functools.partial(step, *_resident_views(sizes, device)), sizes.steps, device)
+        step = functools.partial(trainer.train_step, _resident_batch(sizes, device))
+        bare = sizes.batch / _per_call(step, sizes.steps, device)
         stamps = []
         with executor.batches(order, workers=workers) as batches:
             for batch in batches:
-                step(batch.y1, batch.y2)
+                trainer.train_step(batch)
                 _wait(device)
                 stamps.append(time.perf_counter())
     warm = min(len(stamps) // 3, 2 * workers)  # batches that were read while nobody waited for them
@@ -326,13 +308,12 @@ def waiting(sizes: Sizes, device: torch.device) -> dict[str, Any]:
 
     That event is the end of the step before, which passed long ago unless the host is a whole step ahead.
     """
-    step = Step(sizes.backbone, sizes.projector, device)
-    views = _resident_views(sizes, device)
-    step(*views)
+    trainer, batch = _new_trainer(sizes, device), _resident_batch(sizes, device)
+    trainer.train_step(batch)
     _wait(device)
     with torch.profiler.profile() as profile:
         for _ in range(3):
-            step(*views)
+            trainer.train_step(batch)
     names = [event.key for event in profile.key_averages() for _ in range(event.count)]
     waits = [name for name in names if "Synchronize" in name]
     events = waits.count("cudaEventSynchronize")

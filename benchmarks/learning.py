@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from barlowtwins.config import PretrainConfig
-from barlowtwins.core.device import autocast, resolve_device, resolve_precision, usable_cores
+from barlowtwins.core.device import autocast, memory_layout, resolve_device, resolve_precision, usable_cores
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import ArraySource
 from barlowtwins.metrics.knn import Labeled, knn_accuracy
@@ -75,7 +75,7 @@ class Pairs(Dataset[Views]):
 def network(settings: argparse.Namespace, seed: int, device: torch.device) -> BarlowTwins:
     torch.manual_seed(seed)
     model = BarlowTwins(settings.backbone, settings.projector, stem=settings.stem, channels=1).to(device).train()
-    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
+    return model.to(memory_format=memory_layout(device))  # as ours runs
 
 
 def loader(source: ArraySource, transform: Callable[[Any], Any], settings: argparse.Namespace) -> DataLoader[Views]:
@@ -114,7 +114,7 @@ def ours(source: ArraySource, seed: int, settings: argparse.Namespace) -> tuple[
     # A part of a data set has no name that the command takes, so it is handed over where the data would be opened.
     with (
         tempfile.TemporaryDirectory() as run,
-        mock.patch("barlowtwins.train.pretrain.open_source", return_value=source),
+        mock.patch("barlowtwins.train.setup.open_source", return_value=source),
     ):
         start = time.perf_counter()
         result = pretrain(

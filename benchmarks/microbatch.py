@@ -3,8 +3,8 @@
     python benchmarks/microbatch.py [--batch 256] [--micro 32] [--backbone resnet18] [--size 64] [--quick]
 
 Each variant runs in a process of its own. Memory is the most that the step held above what the process held before it,
-with the network and the batch in place: resident memory on a CPU (Linux), allocated memory on a GPU. Gradients, which
-stay after a step, are part of it in both variants.
+with the network and the batch in place: resident memory on a CPU (Linux), allocated memory on a GPU. Gradients and the
+optimizer's momentum are part of it in both variants.
 """
 
 from __future__ import annotations
@@ -17,30 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write_result
+from common import new_trainer, twins, write_result
 
+from barlowtwins.core.device import resolve_device
 from barlowtwins.models.barlow_twins import BarlowTwins
-from barlowtwins.train.microbatch import micro_batched_backward
 
 
 def measure(settings: dict[str, Any], micro: int | None) -> dict[str, float]:
-    """Seconds and peak memory of forward and backward, in this fresh process."""
+    """Seconds and peak memory of a training step, in this fresh process."""
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = BarlowTwins(settings["backbone"], settings["projector"]).to(device).train()
-    y1, y2 = torch.randn(2, settings["batch"], 3, settings["size"], settings["size"], device=device)
+    device = resolve_device("auto")
+    model = BarlowTwins(settings["backbone"], settings["projector"])
+    trainer = new_trainer(model, settings["batch"], device, micro=micro)
+    batch = twins(*torch.randn(2, settings["batch"], 3, settings["size"], settings["size"], device=device))
     before = start_of_peak(device)
     seconds = []
     for _ in range(settings["rounds"]):
         start = time.perf_counter()
-        if micro is None:
-            model(y1, y2).backward()
-        else:
-            micro_batched_backward(model, y1, y2, micro)
+        trainer.train_step(batch)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-        model.zero_grad()
     return {"seconds": statistics.median(seconds), "megabytes": (peak(device) - before) / 1e6}
 
 

@@ -20,30 +20,22 @@ import time
 from typing import Any
 
 import torch
-from common import write_result
+from common import new_trainer, twins, write_result
 from learning import DATA, arguments, lightly, network, ours, some
 
-from barlowtwins.core.device import autocast, resolve_precision
 from barlowtwins.data.open import open_source
 from barlowtwins.data.sources import ArraySource
-from barlowtwins.optim import build_optimizer
 
 
 def bare(source: ArraySource, seed: int, settings: argparse.Namespace) -> float:
     """Seconds of network, loss and update for as many steps, on views that are random numbers."""
     device = settings.device
-    model = network(settings, seed, device).to(memory_format=torch.channels_last)  # as ours runs
-    optimizer = build_optimizer("lars", model, lr=0.2, lr_bias=3e-4, weight_decay=1e-6)
-    y1, y2 = torch.randn(2, settings.batch_size, 1, 28, 28, device=device)  # one channel: both layouts at once
-    precision = resolve_precision("auto", device)
+    trainer = new_trainer(network(settings, seed, device), settings.batch_size, device)
+    batch = twins(*torch.randn(2, settings.batch_size, 1, 28, 28, device=device))  # one channel: both layouts at once
     steps = len(source) // settings.batch_size * settings.epochs
     start = time.perf_counter()
     for _ in range(steps):
-        with autocast(device, precision):
-            loss = model(y1, y2)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        trainer.train_step(batch)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -103,3 +103,18 @@ def test_a_cpu_that_refuses_what_it_announces_is_found_without_dying_of_it(monke
         assert devices.resolve_precision("auto", torch.device("cpu")) == "fp32"
     finally:
         devices._bf16_kills.cache_clear()
+
+
+def test_workers_are_those_asked_for_or_the_machines() -> None:
+    assert devices.resolve_workers(0) == 0
+    assert devices.resolve_workers(7) == 7
+    assert devices.resolve_workers(None) == devices.default_workers()
+
+
+def test_convolutions_run_in_channels_last_but_on_apple_gpus() -> None:
+    layouts = {kind: devices.memory_layout(torch.device(kind)) for kind in ("cpu", "cuda", "mps")}
+    assert layouts == {
+        "cpu": torch.channels_last,
+        "cuda": torch.channels_last,
+        "mps": torch.contiguous_format,
+    }

@@ -14,12 +14,14 @@ from training import equal, tiny
 from barlowtwins.cli import main
 from barlowtwins.core.distributed import World
 from barlowtwins.data.images import Unreadable
-from barlowtwins.data.open import open_source
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.pretraining import pretrain
 from barlowtwins.train.estimate import Estimate, Memory, estimate, estimate_run, saved_bytes
 from barlowtwins.train.pretrain import build_model
 from barlowtwins.train.recipes import Settings, resolve
+from barlowtwins.train.setup import set_up
+from barlowtwins.train.trainer import StepSettings, Trainer
+from barlowtwins.views.twins import TwinBatch
 
 SETTINGS = resolve(tiny(Path("run")), channels=3, size=(32, 32))
 CPU = torch.device("cpu")
@@ -32,8 +34,8 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def estimated(model: BarlowTwins, settings: Settings = SETTINGS, **changes: object) -> Estimate:
-    arguments = {"device": CPU, "precision": "fp32", "steps": 1000, "workers": 0, **changes}
-    return estimate(model, settings, **arguments)  # type: ignore[arg-type]
+    how = StepSettings(1000, micro=changes.pop("micro", None))  # type: ignore[arg-type]
+    return estimate(model, settings, how, **{"device": CPU, **changes})  # type: ignore[arg-type]
 
 
 def test_saved_bytes_are_those_of_a_chain_that_can_be_counted_by_hand() -> None:
@@ -105,6 +107,21 @@ def test_where_a_batch_is_too_much_a_part_of_it_is_measured(monkeypatch: pytest.
     assert estimated(model, settings).timed_images == 4
 
 
+def test_the_steps_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same function as a run calls, on a network in the same memory layout."""
+    seen = []
+
+    def spy(self: Trainer, batch: TwinBatch) -> torch.Tensor:
+        weight = self.model.backbone.conv1.weight
+        seen.append((len(batch.y1), weight.is_contiguous(memory_format=torch.channels_last)))
+        return step(self, batch)
+
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", spy)
+    estimated(build_model(SETTINGS, 0))
+    assert seen == [(4, True), (16, True), (16, True)]  # to see what is affordable, for the memory, for the time
+
+
 def test_nothing_is_left_changed() -> None:
     model = build_model(SETTINGS, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -130,15 +147,16 @@ def test_time_is_that_of_the_slower_of_reading_and_network() -> None:
 
 
 def test_reading_is_timed_on_the_real_images() -> None:
-    config, source = tiny(Path("run")), open_source("shapes:64")
-    found = estimate_run(config, SETTINGS, build_model(SETTINGS, 0), source, World(0, 1, CPU), steps=12)
+    setup = set_up(tiny(Path("run")), World(0, 1, CPU))
+    found = estimate_run(setup, build_model(SETTINGS, 0))
+    assert found.steps == 12
     assert found.read_seconds is not None
     assert 0 < found.read_seconds < 5
     assert 0 < found.step_seconds < 5
     assert found.timed_steps <= 10
-    source.read = lambda index: Unreadable("x", "gone")  # type: ignore[method-assign]
-    config = dataclasses.replace(config, augment_backend="pillow")  # which reads them one by one
-    found = estimate_run(config, SETTINGS, build_model(SETTINGS, 0), source, World(0, 1, CPU), steps=12)
+    setup = set_up(tiny(Path("run"), augment_backend="pillow"), World(0, 1, CPU))  # which reads them one by one
+    setup.source.read = lambda index: Unreadable("x", "gone")  # type: ignore[method-assign]
+    found = estimate_run(setup, build_model(SETTINGS, 0))
     assert found.read_seconds is None
 
 

@@ -15,7 +15,7 @@ from barlowtwins.core.errors import TrainingError
 from barlowtwins.data.images import Unreadable
 from barlowtwins.data.open import open_source
 from barlowtwins.models.barlow_twins import BarlowTwins
-from barlowtwins.runs.guards import FiniteGuard, is_out_of_memory, require_finite_weights, require_readable
+from barlowtwins.runs.guards import Evidence, FiniteGuard, is_out_of_memory, require_finite_weights, require_readable
 from barlowtwins.views.transform import TwinTransform
 from barlowtwins.views.twins import Rows, TwinBatch, TwinReader
 
@@ -36,7 +36,7 @@ def trained(batch: TwinBatch = BATCH, lambd: float = 0.0051) -> tuple[BarlowTwin
 def guard(model: BarlowTwins, report: Path, batch: TwinBatch = BATCH, *, late: bool = False) -> FiniteGuard:
     """As on a CPU, or with `late` as on a GPU."""
     made_again = {batch.rows: batch}
-    return FiniteGuard(model, made_again.__getitem__, SOURCE, world=ALONE, report=report, late=late)
+    return FiniteGuard(model, ALONE, Evidence(SOURCE, report, made_again.__getitem__), late=late)
 
 
 def check(model: BarlowTwins, loss: torch.Tensor, report: Path, batch: TwinBatch = BATCH) -> None:
@@ -113,6 +113,12 @@ def test_a_full_disk_does_not_hide_the_reason(tmp_path: Path) -> None:
         check(model, loss * float("inf"), tmp_path / "report.json")
 
 
+def test_without_evidence_the_message_names_no_file() -> None:
+    model, loss = trained()
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 12; nothing was updated\. "):
+        FiniteGuard(model, ALONE).check(loss * float("nan"), BATCH.rows)
+
+
 def test_on_a_gpu_a_step_is_judged_during_the_next_one_and_named_as_itself(tmp_path: Path) -> None:
     model, loss = trained()
     judge = guard(model, tmp_path / "report.json", late=True)
@@ -135,11 +141,10 @@ def test_on_a_gpu_a_step_is_judged_before_anything_is_saved(tmp_path: Path) -> N
     judge.settle()  # once is enough
 
 
-def test_a_gpu_is_where_steps_are_judged_late(tmp_path: Path) -> None:
+def test_a_gpu_is_where_steps_are_judged_late() -> None:
     for device, late in (("cpu", False), ("mps", False), ("cuda", True)):
         world = World(0, 1, torch.device(device))
-        made = FiniteGuard(trained()[0], lambda rows: BATCH, SOURCE, world=world, report=tmp_path / "report.json")
-        assert made.late is late
+        assert FiniteGuard(trained()[0], world).late is late
 
 
 @pytest.mark.parametrize("name", ["backbone.bn1.running_var", "projector.3.weight", "bn.running_mean"])

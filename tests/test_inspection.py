@@ -15,7 +15,7 @@ from barlowtwins.metrics.representation import alignment, effective_rank, featur
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.pretraining import pretrain
 from barlowtwins.runs.snapshots import Snapshot, list_snapshots, load_snapshot, save_snapshot
-from barlowtwins.train.inspection import Watch
+from barlowtwins.train.inspection import Inspector
 from barlowtwins.views.transform import TwinTransform
 
 
@@ -26,10 +26,10 @@ def network() -> BarlowTwins:
         return BarlowTwins("resnet10_x0_5", "32-32", stem="small").train()
 
 
-def watch(folder: Path, transform: TwinTransform) -> Watch:
+def watch(folder: Path, transform: TwinTransform) -> Inspector:
     source, held_out = (open_source("shapes:64", split=split) for split in ("train", "test"))
     preprocessing = transform.recipe.preprocessing()
-    return Watch(source, held_out, transform, preprocessing, folder, device="cpu", workers=0)
+    return Inspector(source, held_out, transform, preprocessing, folder, device="cpu", workers=0)
 
 
 def test_a_look_sees_what_is_there_and_leaves_everything_as_it_was(tmp_path: Path, network: BarlowTwins) -> None:

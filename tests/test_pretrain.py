@@ -287,7 +287,7 @@ def test_going_on_from_an_older_file_gives_the_newer_ones_up(tmp_path: Path) -> 
     older = str(list_checkpoints(tmp_path)[0])
     assert older.endswith("step-00000006.pt")
     if sys.platform != "win32":
-        with pytest.raises(StoppedEarly, match="--resume auto goes on from there"):
+        with pytest.raises(StoppedEarly, match="--resume auto resumes from there"):
             pretrain(tiny(tmp_path, resume=older, checkpoint_every=100), trackers=[Signaller(7)])
         assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000006.pt", "step-00000007.pt"]
     pretrain(tiny(tmp_path, checkpoint_every=100))

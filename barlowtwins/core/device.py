@@ -24,8 +24,10 @@ __all__ = [
     "available_devices",
     "default_workers",
     "device_name",
+    "memory_layout",
     "resolve_device",
     "resolve_precision",
+    "resolve_workers",
     "usable_cores",
 ]
 
@@ -133,6 +135,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def memory_layout(device: torch.device) -> torch.memory_format:
+    """The layout of images and weights with which convolutions are fastest: channels_last, but on Apple GPUs.
+
+    It is faster on GPUs, and by a tenth or more on CPUs.
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def device_name(device: torch.device) -> str:
     """Return a readable name of the device, such as "NVIDIA H200" or "CPU (x86_64, 2 cores)"."""
     if device.type == "cuda":
@@ -170,3 +180,8 @@ def default_workers() -> int:
     local = os.environ.get("LOCAL_WORLD_SIZE", "1")
     processes = int(local) if local.isdigit() and int(local) > 0 else 1
     return max(0, min(usable_cores() // processes - 1, MOST_WORKERS))
+
+
+def resolve_workers(workers: int | None) -> int:
+    """`workers`, or by default as many as `default_workers` finds for this machine."""
+    return default_workers() if workers is None else workers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from barlowtwins.config import CheckConfig
-from barlowtwins.core.device import default_workers
+from barlowtwins.core.device import resolve_workers
 from barlowtwins.core.progress import Progress
 from barlowtwins.data.batches import ranges, read_ahead
 from barlowtwins.data.images import Unreadable
@@ -50,7 +50,7 @@ def check(config: CheckConfig) -> CheckResult:
     started = time.monotonic()
     source = open_source(config.data, data_root=config.data_root)
     n = len(source)
-    workers = default_workers() if config.workers is None else config.workers
+    workers = resolve_workers(config.workers)
     reader, plan = _SizeReader(source), ranges(0, n, _AT_A_TIME)
 
     bad: list[Unreadable] = []

@@ -18,7 +18,7 @@ from typing import Any
 
 from barlowtwins.config import EmbedConfig
 from barlowtwins.config.rules import part_of
-from barlowtwins.core.device import default_workers
+from barlowtwins.core.device import resolve_workers
 from barlowtwins.core.distributed import open_world
 from barlowtwins.core.errors import ConfigError, DataError, RunLockedError, StoppedEarly
 from barlowtwins.core.printing import plural
@@ -181,7 +181,7 @@ def _embed_missing(job: EmbedJob, mine: list[Shard], stop: StopSignals, *, speak
             if stop.requested:
                 raise stopped()
 
-        workers = default_workers() if config.workers is None else config.workers
+        workers = resolve_workers(config.workers)
         try:
             if config.launch == "ray":
                 embed_on_ray(job, job.missing(mine), after_batch)

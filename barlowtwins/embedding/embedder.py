@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from barlowtwins.core.device import autocast, default_workers, resolve_device, resolve_precision
+from barlowtwins.core.device import autocast, default_workers, memory_layout, resolve_device, resolve_precision
 from barlowtwins.core.errors import DataError, TrainingError
 from barlowtwins.core.progress import Progress
 from barlowtwins.data.batches import Batch, Readable, open_batches, ranges
@@ -153,8 +153,7 @@ class Embedder:
         Raises:
             TrainingError: the device is out of memory.
         """
-        plain = self.device.type == "mps" or self.runtime == "onnx"
-        layout = torch.contiguous_format if plain else torch.channels_last  # whose convolutions are faster
+        layout = torch.contiguous_format if self.runtime == "onnx" else memory_layout(self.device)
         try:
             with torch.inference_mode(), _evaluating(self.backbone), autocast(self.device, self.precision):
                 images = self.preprocessing.finish(images.to(self.device, non_blocking=True), layout).to(self._dtype())

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from barlowtwins.config import ClassifyConfig
-from barlowtwins.core.device import default_workers
+from barlowtwins.core.device import resolve_workers
 from barlowtwins.core.distributed import open_world
 from barlowtwins.core.errors import OutputError
 from barlowtwins.core.files import atomic_write
@@ -110,7 +110,7 @@ def classify(config: ClassifyConfig, *, shard_rows: int = SHARD_ROWS) -> Classif
                 parts / "features",
                 world=world,
                 batch_size=config.batch_size,
-                workers=default_workers() if config.workers is None else config.workers,
+                workers=resolve_workers(config.workers),
                 shard_rows=shard_rows,
             )
             result = None

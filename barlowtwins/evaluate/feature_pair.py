@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from barlowtwins.config import KNNConfig
-from barlowtwins.core.device import default_workers
+from barlowtwins.core.device import resolve_workers
 from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import ConfigError, DataError
 from barlowtwins.data.open import has_split, open_source
@@ -92,7 +92,7 @@ class PlannedPair(NamedTuple):
 
     def _extract(self, source: Source, folder: Path | None, world: World) -> LabeledFeatures | None:
         assert self.embedder is not None  # there are images
-        workers = default_workers() if self.config.workers is None else self.config.workers
+        workers = resolve_workers(self.config.workers)
         size = self.config.batch_size
         features = extract_features(source, self.embedder, folder, world=world, batch_size=size, workers=workers)
         if features is None:

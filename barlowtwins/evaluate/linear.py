@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from barlowtwins.config import LinearConfig
-from barlowtwins.core.device import default_workers
+from barlowtwins.core.device import resolve_workers
 from barlowtwins.core.distributed import World, open_world
 from barlowtwins.core.errors import ConfigError, DataError, WeightsError
 from barlowtwins.core.progress import Progress, say
@@ -211,7 +211,7 @@ def _from_images(
                 folder and folder / "features" / name,
                 world=world,
                 batch_size=config.batch_size or FAST_BATCH,
-                workers=default_workers() if config.workers is None else config.workers,
+                workers=resolve_workers(config.workers),
             )
             for name, labelled in (("train", train), ("val", val))
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from barlowtwins.config import FinetuneConfig, LinearConfig
-from barlowtwins.core.device import default_workers, resolve_precision
+from barlowtwins.core.device import resolve_precision, resolve_workers
 from barlowtwins.core.distributed import World
 from barlowtwins.core.safetensors_file import write_safetensors
 from barlowtwins.evaluate.labeled import LabeledImages
@@ -71,7 +71,7 @@ def evaluate_trained(
             weights.preprocessing,
             world,
             seed=config.seed,
-            workers=default_workers() if config.workers is None else config.workers,
+            workers=resolve_workers(config.workers),
             precision=precision,
             max_bad=config.max_bad,
             folder=folder,

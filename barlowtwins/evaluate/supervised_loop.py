@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from barlowtwins.core.device import autocast
+from barlowtwins.core.device import autocast, memory_layout
 from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import CheckpointError, ConfigError
 from barlowtwins.core.progress import Progress, say
@@ -29,7 +29,7 @@ from barlowtwins.evaluate.labeled import LabeledImages
 from barlowtwins.evaluate.protocols import Protocol, learning_rate
 from barlowtwins.metrics.scores import Scores, Tally
 from barlowtwins.runs.checkpoint import Checkpoint, Saver, load_newest
-from barlowtwins.runs.guards import FiniteGuard, require_readable
+from barlowtwins.runs.guards import Evidence, FiniteGuard, require_readable
 from barlowtwins.runs.loop import Stopping, agree_on_checkpoint
 from barlowtwins.runs.run_folder import RunFolder
 from barlowtwins.views.twins import plan_batches
@@ -137,7 +137,7 @@ class _Training:
         self.protocol = protocol.for_data(self.steps_per_epoch)
         self.steps = self.protocol.epochs * self.steps_per_epoch
 
-        self.layout = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
+        self.layout = memory_layout(world.device)
         network.to(world.device).to(memory_format=self.layout)
         network.train(not protocol.frozen).requires_grad_(not protocol.frozen)
         network.fc.requires_grad_(True)
@@ -154,10 +154,8 @@ class _Training:
         rates = "--lr-head" if protocol.frozen else "--lr-backbone or --lr-head"
         self.guard = FiniteGuard(
             network,
-            None,
-            train.source,
-            world=world,
-            report=folder and folder / REPORT,
+            world,
+            Evidence(train.source, folder / REPORT) if folder else None,
             way_out=f"Try a lower {rates}, or look at the images",
             late=False,  # the loss goes to the host at every step
         )

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from barlowtwins.config import SVMConfig
-from barlowtwins.core.device import default_workers
+from barlowtwins.core.device import resolve_workers
 from barlowtwins.core.distributed import World, open_world
 from barlowtwins.core.errors import DataError, MissingExtraError
 from barlowtwins.core.printing import plural
@@ -186,7 +186,7 @@ def _evaluate(config: SVMConfig, world: World) -> SVMResult:
                 folder and folder / "features" / name,
                 world=world,
                 batch_size=config.batch_size,
-                workers=default_workers() if config.workers is None else config.workers,
+                workers=resolve_workers(config.workers),
             )
             for name, labelled in (("train", train), ("val", val))
         )

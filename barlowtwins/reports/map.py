@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from barlowtwins.config import MapConfig
-from barlowtwins.core.device import default_workers
+from barlowtwins.core.device import resolve_workers
 from barlowtwins.core.errors import DataError
 from barlowtwins.core.files import write_text
 from barlowtwins.core.printing import data_size, plural
@@ -145,7 +145,7 @@ def _pictures(config: MapConfig, opened: Embeddings, rows: npt.NDArray[np.int64]
     if source is None:
         say(f"warning: cannot find the images of {opened.meta['data']} (see --data-root); the map has no thumbnails")
         return none
-    workers = default_workers() if config.workers is None else config.workers
+    workers = resolve_workers(config.workers)
     made = sheets(source, rows.tolist(), budget=int(config.thumbnails * 1e6), workers=workers)
     if made.count < len(rows):
         say(f"{made.count:,} of {len(rows):,} points have thumbnails; --thumbnails allows {config.thumbnails:g} MB")

@@ -20,7 +20,7 @@ from barlowtwins.loss import LossTerms
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.views.twins import Rows, TwinBatch
 
-__all__ = ["FiniteGuard", "TrainingBatch", "is_out_of_memory", "require_finite_weights", "require_readable"]
+__all__ = ["Evidence", "FiniteGuard", "TrainingBatch", "is_out_of_memory", "require_finite_weights", "require_readable"]
 
 WAY_OUT = (
     "Go on from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change), or look at the "
@@ -51,6 +51,17 @@ class _Seen(NamedTuple):
     """When `norms` are there; None: they are."""
 
 
+class Evidence(NamedTuple):
+    """What a report of numbers that are not finite is made of."""
+
+    source: Source
+    """Names the images."""
+    report: Path
+    """The file for the step, the images of all processes and the numbers."""
+    remake: Callable[[Rows], TwinBatch] | None = None
+    """Makes the batch of this process's rows again; None: the report has no views."""
+
+
 class FiniteGuard:
     """Stops a run whose loss or gradients are not finite. All processes come to the same answer.
 
@@ -60,27 +71,22 @@ class FiniteGuard:
 
     Args:
         model: its gradients are those of the global batch.
-        remake: makes the batch of this process's rows again, for the report. None: the report has no views.
-        source: names the images.
         world: the processes; the first one writes the report.
-        report: the file for the step, the images of all processes and the numbers; None writes nothing.
+        evidence: for the report; None: no report is written.
         way_out: what to do about it, for the message.
-        late: judge a step during the next one; on a GPU unless told.
+        late: judge a step during the next one; by default on a GPU.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        remake: Callable[[Rows], TwinBatch] | None,
-        source: Source,
-        *,
         world: World,
-        report: Path | None,
+        evidence: Evidence | None = None,
+        *,
         way_out: str = WAY_OUT,
         late: bool | None = None,
     ) -> None:
-        self.model, self.remake, self.source, self.world, self.report = model, remake, source, world, report
-        self.way_out = way_out
+        self.model, self.world, self.evidence, self.way_out = model, world, evidence, way_out
         self.late = world.device.type == "cuda" if late is None else late
         self._seen: _Seen | None = None
 
@@ -120,26 +126,30 @@ class FiniteGuard:
         *norms, loss = seen.norms.tolist()
         gradients = dict(zip(seen.names, norms, strict=True))
         bad = [name for name, norm in gradients.items() if not math.isfinite(norm)]
-        mine = set(seen.rows.indices)
-        indices = seen.rows.indices if self.world.size == 1 else sorted(self.world.union(mine))
-        written = f" ({self.report} has the images and the numbers)" if self.report else ""
-        if self.world.writes and self.report:
-            evidence = self._evidence(seen, loss) | {
-                "gradient_norms": {name: str(norm) for name, norm in gradients.items()},
-                "gradients_not_finite": bad,
-                "images": [self.source.key(index) for index in indices],
-            }
-            try:
-                write_json(self.report, evidence)
-            except OutputError as error:
-                written = f" ({error})"
+        written = f" ({self._report(self.evidence, seen, gradients, loss)})" if self.evidence else ""
         what, value = ("the gradient of " + bad[0], gradients[bad[0]]) if math.isfinite(loss) else ("the loss", loss)
         kept = "saved of it" if self.late else "updated"
         raise TrainingError(f"{what} is {value} at step {seen.rows.step}; nothing was {kept}{written}. {self.way_out}")
 
-    def _evidence(self, seen: _Seen, loss: float) -> dict[str, Any]:
+    def _report(self, evidence: Evidence, seen: _Seen, gradients: dict[str, float], loss: float) -> str:
+        """Write the images and the numbers, on the process that writes; returns where they are, in words."""
+        mine = set(seen.rows.indices)
+        indices = seen.rows.indices if self.world.size == 1 else sorted(self.world.union(mine))
+        if self.world.writes:
+            record = self._numbers(evidence, seen, loss) | {
+                "gradient_norms": {name: str(norm) for name, norm in gradients.items()},
+                "gradients_not_finite": [name for name, norm in gradients.items() if not math.isfinite(norm)],
+                "images": [evidence.source.key(index) for index in indices],
+            }
+            try:
+                write_json(evidence.report, record)
+            except OutputError as error:
+                return str(error)
+        return f"{evidence.report} has the images and the numbers"
+
+    def _numbers(self, evidence: Evidence, seen: _Seen, loss: float) -> dict[str, Any]:
         """What one needs to find the cause; numbers as text, since JSON knows no NaN."""
-        terms, batch = seen.terms, self.remake(seen.rows) if self.remake else None
+        terms, batch = seen.terms, evidence.remake(seen.rows) if evidence.remake else None
         broken = [name for name, p in self.model.named_parameters() if not bool(p.isfinite().all())]
         return {
             "step": seen.rows.step,

@@ -13,6 +13,7 @@ memory or minutes, a part of it is measured, and activations and time are taken 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import statistics
 import time
@@ -22,19 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from barlowtwins.config import PretrainConfig
-from barlowtwins.core.device import autocast, default_workers, device_name, resolve_precision
+from barlowtwins.core.device import device_name
 from barlowtwins.core.distributed import World
 from barlowtwins.core.printing import data_size, plural
 from barlowtwins.data.batches import Reader
-from barlowtwins.data.open import Source
 from barlowtwins.models.barlow_twins import BarlowTwins
-from barlowtwins.optim import build_optimizer
-from barlowtwins.train.microbatch import micro_batched_backward
-from barlowtwins.train.mixup import draw_mix, mixed_loss
 from barlowtwins.train.recipes import Settings
-from barlowtwins.views.executors import Executor
-from barlowtwins.views.transform import TwinTransform
+from barlowtwins.train.setup import Setup
+from barlowtwins.train.trainer import StepSettings, Trainer, prepare
 from barlowtwins.views.twins import Rows, TwinBatch
 
 __all__ = ["Estimate", "Memory", "estimate", "estimate_run", "saved_bytes"]
@@ -109,54 +105,39 @@ class Estimate:
         )
 
 
-def estimate_run(
-    config: PretrainConfig, settings: Settings, model: BarlowTwins, source: Source, world: World, *, steps: int
-) -> Estimate:
-    """What `pretrain(config)` would take on this process; see `estimate`."""
-    transform = TwinTransform(
-        settings.augmentation, size=settings.image_size, channels=settings.channels, seed=config.seed
-    )
-    executor = Executor(source, transform, world.device, config.augment_backend)
+def estimate_run(setup: Setup, model: BarlowTwins) -> Estimate:
+    """What a run takes on this process; see `estimate`."""
     return estimate(
         model,
-        settings,
-        device=world.device,
-        precision=resolve_precision(config.precision, world.device),
-        steps=steps,
-        workers=executor.workers(default_workers() if config.workers is None else config.workers),
-        processes=world.size,
-        micro=config.micro_batch_size and config.micro_batch_size // world.size,
-        mixup=config.mixup,
-        reader=executor,
-        images=len(source),
+        setup.settings,
+        setup.step,
+        device=setup.world.device,
+        workers=setup.executor.workers(setup.workers),
+        processes=setup.world.size,
+        reader=setup.executor,
+        images=len(setup.source),
     )
 
 
 def estimate(
     model: BarlowTwins,
     settings: Settings,
+    how: StepSettings,
     *,
     device: torch.device,
-    precision: str,
-    steps: int,
-    workers: int,
+    workers: int = 0,
     processes: int = 1,
-    micro: int | None = None,
-    mixup: float = 0.0,
     reader: Reader[Rows, TwinBatch] | None = None,
     images: int = 0,
 ) -> Estimate:
-    """Take some steps with a copy of the network on random input, and read a part of a batch.
+    """Take some training steps with a copy of the network on random input, and read a part of a batch.
 
     Args:
         model: stays as it is.
-        settings: of the run.
-        device, precision: where and how the network runs.
-        steps: of the whole run.
+        settings, how: of the run and of its steps.
+        device: where the network runs.
         workers: processes that will read.
         processes: that share a batch; gradients are not averaged here, so that traffic is not in the time.
-        micro: images of a micro-batch on each process, if there are any.
-        mixup: weight of the mix-up regulariser, which takes a pass of its own.
         reader: makes real batches; None: reading is not timed.
         images: that the reader has.
 
@@ -164,59 +145,50 @@ def estimate(
         RuntimeError, MemoryError: out of memory, which is an answer, too.
     """
     n = settings.batch_size // processes
-    network = copy.deepcopy(model).to(device).train()
-    if device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(settings.optimizer, network, lr=1.0, lr_bias=1.0, weight_decay=0.0)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-9  # the steps are taken, but lead nowhere
+    network, world = copy.deepcopy(model), World(0, 1, device)
+    still = dataclasses.replace(settings, lr=1e-9, lr_bias=1e-9, weight_decay=0.0)  # steps are taken, but lead nowhere
+    optimizer = prepare(network, still, world)
+    trainer = Trainer(network, optimizer, how, world)
+    held = _bytes(network.state_dict().values())
+    gradients = _bytes(p for p in network.parameters() if p.requires_grad)
     generator = torch.Generator().manual_seed(0)
     shape = (settings.channels, settings.image_size, settings.image_size)
 
-    def embed(y: Tensor) -> Tensor:
-        with autocast(device, precision):
-            return network.embed(y)
-
-    def backward(y1: Tensor, y2: Tensor) -> None:
-        if micro is not None:
-            micro_batched_backward(network, y1, y2, micro, embed=embed)
-            return
-        with autocast(device, precision):
-            loss = network(y1, y2) if not mixup else mixed_loss(network, y1, y2, draw_mix(0, 0, len(y1)), weight=mixup)
-        loss.backward()
-
-    def views(count: int) -> tuple[Tensor, Tensor]:
+    def batch(count: int) -> TwinBatch:
         y1, y2 = torch.randn(2, count, *shape, generator=generator).to(device)  # (n, C, S, S) each
-        return y1, y2
+        return TwinBatch(Rows(0, 0, tuple(range(count))), y1, y2, {}, False)
 
-    held = _bytes(network.state_dict().values())
-    m = n if device.type == "cuda" or processes > 1 else _affordable(lambda: backward(*views(min(FEW, n))), network, n)
-    y1, y2 = views(m)
-    activations = _activations(lambda: backward(y1, y2), network, device)
-    gradients = _bytes(p.grad for p in network.parameters() if p.grad is not None)
+    whole = device.type == "cuda" or processes > 1
+    m = n if whole else _affordable(lambda: trainer.train_step(batch(min(FEW, n))), network, n)
+    one = batch(m)
+    activations = _activations(lambda: trainer.train_step(one), network, gradients, device)
+    seconds = _time_steps(trainer, one, alone=processes == 1)
+    kept = _bytes(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
+    if how.micro is None:
+        activations = activations * n // m  # of micro-batches, only one is held
+    memory = Memory(held, gradients, kept, activations, _bytes([one.y1, one.y2]) * n // m)
+    read = None if reader is None or images == 0 else _time_reading(reader, n, images)
+    median = statistics.median(seconds) * n / m
+    return Estimate(device_name(device), memory, n, m, len(seconds), median, read, workers, how.steps)
+
+
+def _time_steps(trainer: Trainer, batch: TwinBatch, *, alone: bool) -> list[float]:
+    """Seconds of each timed step; several processes must take equally many."""
     seconds: list[float] = []
-    begun = time.perf_counter()
+    device, begun = trainer.world.device, time.perf_counter()
     for turn in range(WARM_UP + STEPS):
         _synchronize(device)
         start = time.perf_counter()
-        backward(y1, y2)
-        optimizer.step()
-        optimizer.zero_grad()
+        trainer.train_step(batch)
         _synchronize(device)
         if turn >= WARM_UP:
             seconds.append(time.perf_counter() - start)
-        if seconds and processes == 1 and time.perf_counter() - begun > SECONDS:  # several must take equally many
+        if seconds and alone and time.perf_counter() - begun > SECONDS:
             break
-    kept = _bytes(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
-    if micro is None:
-        activations = activations * n // m  # of micro-batches, only one is held
-    memory = Memory(held, gradients, kept, activations, _bytes([y1, y2]) * n // m)
-    read = None if reader is None or images == 0 else _time_reading(reader, n, images)
-    median = statistics.median(seconds) * n / m
-    return Estimate(device_name(device), memory, n, m, len(seconds), median, read, workers, steps)
+    return seconds
 
 
-def _affordable(few: Callable[[], None], network: nn.Module, n: int) -> int:
+def _affordable(few: Callable[[], object], network: nn.Module, n: int) -> int:
     """How many of a batch's n images a CPU can try ten steps with, by a step with `FEW` of them."""
     start = time.perf_counter()
     held = saved_bytes(few, ignore=network)
@@ -279,17 +251,17 @@ class _Kept:
         self._let_go()
 
 
-def _activations(backward: Callable[[], None], network: nn.Module, device: torch.device) -> int:
-    """Bytes beyond parameters, gradients and input that a forward and backward pass needs at its peak."""
+def _activations(step: Callable[[], object], network: nn.Module, gradients: int, device: torch.device) -> int:
+    """Bytes beyond parameters, gradients, optimizer and input that a step needs at its peak."""
     if device.type != "cuda":
-        return saved_bytes(backward, ignore=network)
-    backward()  # so that the gradients are there, and the libraries' workspaces
+        return saved_bytes(step, ignore=network)
+    step()  # so that the optimizer's state is there, and the libraries' workspaces
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    backward()
+    step()
     torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    return max(0, torch.cuda.max_memory_allocated(device) - before - gradients)
 
 
 def _time_reading(reader: Reader[Rows, TwinBatch], n: int, images: int) -> float | None:

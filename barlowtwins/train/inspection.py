@@ -1,4 +1,4 @@
-"""Looks at a network in training without touching it: effective rank, correlations, views, neighbours.
+"""Inspects a network during training without side effects: effective rank, correlations, views, neighbors.
 
 The images are a few hundred, evenly spread over the data: a look costs some percent of an epoch at most. It draws no
 random number that training draws and leaves every mode and buffer as it was, so a run with looks is a run without them,
@@ -38,10 +38,14 @@ from barlowtwins.metrics.representation import (
     uniformity,
 )
 from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.runs.run_folder import RunFolder
 from barlowtwins.runs.snapshots import Snapshot, save_snapshot
+from barlowtwins.train.callbacks import Callback, RunState
+from barlowtwins.train.recipes import Settings
+from barlowtwins.train.setup import Setup
 from barlowtwins.views.transform import Augmentation, TwinTransform
 
-__all__ = ["Watch", "unseen"]
+__all__ = ["Inspection", "Inspector", "is_inspected", "unseen"]
 
 MOST, LEAST = 512, 32  # images looked at; between them one in SHARE
 SHARE = 20
@@ -61,7 +65,47 @@ def unseen(config: PretrainConfig) -> Source | None:
     return open_source(named, split="test", data_root=config.data_root)
 
 
-class Watch:
+def is_inspected(config: PretrainConfig, settings: Settings) -> bool:
+    """Whether a run inspects its network; of other channels than 1 or 3 there are no pictures to show."""
+    return bool(config.report_every) and settings.channels in (1, 3)
+
+
+class Inspection(Callback):
+    """Inspects the network at step 0 and every few epochs, and logs what it finds."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self.inspector = inspector
+
+    @classmethod
+    def of(cls, setup: Setup) -> Inspection | None:
+        """The callback of a run; None for a run without it."""
+        if not is_inspected(setup.config, setup.settings):
+            return None
+        preprocessing, folder = setup.transform.recipe.preprocessing(), RunFolder(setup.config.out)
+        return cls(
+            Inspector(
+                setup.source,
+                unseen(setup.config),
+                setup.transform,
+                preprocessing,
+                folder.snapshots,
+                device=str(setup.world.device),
+                workers=setup.workers,
+            )
+        )
+
+    def on_epoch(self, run: RunState, /) -> None:
+        """Inspect if it is time, and no earlier process has done so at this step."""
+        if run.step <= run.measured("effective_rank") or run.epoch % run.config.report_every:
+            return
+        found = self.inspector.look(
+            run.model, step=run.step, epoch=run.epoch, unreadable=set(run.unreadable), give_up=run.stop_requested
+        )
+        if found is not None:
+            run.log(found)
+
+
+class Inspector:
     """Looks at the network when asked to, and keeps what it saw.
 
     Args:

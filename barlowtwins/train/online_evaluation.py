@@ -19,8 +19,10 @@ from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embedder import Embedder, extract
 from barlowtwins.metrics.knn import Labeled, knn_accuracy
 from barlowtwins.metrics.logistic import COARSE, fit_logistic
+from barlowtwins.train.callbacks import Callback, RunState
+from barlowtwins.train.setup import Setup
 
-__all__ = ["OnlineKNN", "held_out"]
+__all__ = ["OnlineEvaluation", "OnlineKNN", "held_out"]
 
 BANK, QUERIES = 10_000, 2_000  # images at most: an evaluation should take seconds, not minutes
 NEIGHBOURS = 20
@@ -59,6 +61,38 @@ def held_out(config: PretrainConfig, source: Source) -> tuple[Source, Source] | 
         )
     queries = relabeled(queries, bank.classes)
     return _thin(bank, BANK), _thin(queries, QUERIES)
+
+
+class OnlineEvaluation(Callback):
+    """Runs the kNN and the linear probe at their turns, and logs what they find."""
+
+    def __init__(self, judge: OnlineKNN) -> None:
+        self.judge = judge
+
+    @classmethod
+    def of(cls, setup: Setup) -> OnlineEvaluation | None:
+        """The callback of a run; None where there are no labels.
+
+        Raises:
+            DataError: see `held_out`.
+        """
+        labelled = held_out(setup.config, setup.source)
+        if labelled is None:
+            return None
+        preprocessing = setup.transform.recipe.preprocessing()
+        return cls(OnlineKNN(*labelled, preprocessing, device=str(setup.world.device), workers=setup.workers))
+
+    def on_epoch(self, run: RunState, /) -> None:
+        """Evaluate what is due, and was not evaluated at this step by an earlier process."""
+
+        def due(name: str, every: int) -> bool:
+            return bool(every) and run.step > max(0, run.measured(name)) and run.epoch % every == 0
+
+        knn, probe = due("knn", run.config.knn_every), due("probe", run.config.probe_every)
+        if knn or probe:
+            found = self.judge.evaluate(run.model.backbone, knn=knn, probe=probe, give_up=run.stop_requested)
+            if found is not None:
+                run.log(found)
 
 
 class OnlineKNN:

@@ -12,10 +12,11 @@ import torch
 from barlowtwins.config import PretrainConfig
 from barlowtwins.config.settings import FIELDS, with_defaults
 from barlowtwins.core.distributed import World
-from barlowtwins.core.errors import BarlowTwinsError, CheckpointError, ConfigError, OutputError, WeightsError
+from barlowtwins.core.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from barlowtwins.core.printing import plural
 from barlowtwins.core.progress import say
 from barlowtwins.models.barlow_twins import BarlowTwins
+from barlowtwins.runs import loop
 from barlowtwins.runs.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -58,22 +59,13 @@ def agree_on_checkpoint(
     Raises:
         BarlowTwinsError: as `find_checkpoint`, on every process.
     """
-    if world.size == 1:
-        return find_checkpoint(config, record, run, data)
-    found: Checkpoint | BarlowTwinsError | None = None
-    if world.writes:
-        try:
-            found = find_checkpoint(config, record, run, data, world_size=world.size)
-        except BarlowTwinsError as error:
-            found = error
-    seen = world.same((found.step, found.unreadable) if isinstance(found, Checkpoint) else found)
-    if isinstance(seen, BarlowTwinsError):
-        raise seen
-    if seen is None or isinstance(found, Checkpoint):
-        return found  # type: ignore[return-value]  # an error was raised
-    step, unreadable = seen
-    path = Path(config.resume) if config.resume not in ("auto", "never") else checkpoint_path(run, step)
-    return dataclasses.replace(_given(path, record, data), unreadable=unreadable)
+    named = Path(config.resume) if config.resume not in ("auto", "never") else None
+    return loop.agree_on_checkpoint(
+        world,
+        lambda: find_checkpoint(config, record, run, data, world_size=world.size),
+        run,
+        load=lambda step: _given(named or checkpoint_path(run, step), record, data),
+    )
 
 
 def find_checkpoint(

@@ -12,13 +12,15 @@ pretrain(config, trackers=[Print()])
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from barlowtwins.core.errors import MissingExtraError
+from barlowtwins.train.callbacks import Callback, RunState
 
-__all__ = ["TensorBoard", "Tracker", "open_tracker"]
+__all__ = ["TensorBoard", "Tracker", "Tracking", "open_tracker"]
 
 
 class Tracker(Protocol):
@@ -71,3 +73,31 @@ def open_tracker(name: str, run: Path, *, start: int) -> Tracker:
     """
     assert name == "tensorboard", name
     return TensorBoard(run / "tensorboard", start=start)
+
+
+class Tracking(Callback):
+    """Gives every logged record to trackers.
+
+    Args:
+        trackers: from Python.
+        name: of the one that `--track` adds, or "none".
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], name: str = "none") -> None:
+        self.trackers, self.name = list(trackers), name
+
+    def on_start(self, run: RunState, /) -> None:
+        """Open the tracker that was named."""
+        if self.name != "none":
+            self.trackers.append(open_tracker(self.name, run.folder.path, start=run.start))
+
+    def on_log(self, run: RunState, record: dict[str, Any], /) -> None:
+        """Pass on a copy."""
+        for tracker in self.trackers:
+            tracker.log(dict(record))
+
+    def close(self) -> None:
+        """Close every tracker, also if one of them fails."""
+        with contextlib.ExitStack() as stack:
+            for tracker in reversed(self.trackers):
+                stack.callback(tracker.close)
