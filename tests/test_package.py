@@ -19,7 +19,7 @@ import barlowtwins
 ROOT = Path(__file__).parent.parent
 SHIPPED = (
     *("barlowtwins", "weights", "tests", "benchmarks", "hubconf.py", "setup.py", "pyproject.toml", "MANIFEST.in"),
-    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "docs", ".ci"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "docs", ".ci", ".github", "CITATION.cff"),
 )
 
 
@@ -102,6 +102,38 @@ def test_the_makefile_names_tests_that_exist() -> None:
     assert [name for name in re.findall(r"tests/[\w/]+\.py", text) if not (ROOT / name).exists()] == []
 
 
+def _first(pattern: str, file: str) -> str:
+    found = re.search(pattern, (ROOT / file).read_text("utf-8"), re.M)
+    assert found is not None, f"{file} does not hold {pattern}"
+    return found[1]
+
+
+def test_what_is_promised_is_what_continuous_integration_tests() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8")
+    promised = (ROOT / "pyproject.toml").read_text("utf-8")
+    tested = re.findall(r'"([\d.]+)"', _first(r"^ +python: \[(.+)\]$", ".github/workflows/tests.yml"))
+    oldest = _first(r'^requires-python = ">=([\d.]+)"', "pyproject.toml")
+    assert tested[0] == oldest
+    assert all(f'"Programming Language :: Python :: {version}"' in promised for version in tested)
+    assert re.search(rf'python-version: "{oldest}"\n(?: +.*\n)*? +- run: make oldest', workflow)
+    torch = _first(r'"torch>=([\d.]+)"', "pyproject.toml")
+    assert f"torch=={torch}.*" in (ROOT / "Makefile").read_text("utf-8")
+    assert re.findall(r"os: \[(.+)\]", workflow) == ["ubuntu-latest, macos-latest, windows-latest"]
+
+
+def test_versions_that_are_written_twice_agree() -> None:
+    assert _first(r"^version: (.+)$", "CITATION.cff") == barlowtwins.__version__
+    assert _first(r"rev: v([\d.]+) # as in", ".pre-commit-config.yaml") == _first(r'"ruff==([\d.]+)"', "pyproject.toml")
+
+
+def test_each_folder_has_its_row_in_the_contract_and_in_the_house() -> None:
+    house = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    layers = (ROOT / "pyproject.toml").read_text("utf-8").partition("layers = [")[2].partition("]")[0]
+    order = [name for name in re.findall(r"[a-z_]+", layers) if (ROOT / "barlowtwins" / name).is_dir()]
+    rows = re.findall(r"^\| `([a-z]+)/` \|", house.partition("## The house")[2].partition("## Where")[0], re.M)
+    assert rows == order
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source archive, and the wheel that pip makes of that archive without the network."""
@@ -130,7 +162,7 @@ def test_the_source_archive_is_whole(built: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {"hubconf.py", "weights/registry.json", "barlowtwins/py.typed", "LICENSE", "Makefile", "tests/conftest.py"}
-    wanted |= {"docs/notebook.md", "docs/slurm/embed.sbatch", ".ci/run"}  # which tests read
+    wanted |= {"docs/notebook.md", "docs/slurm/embed.sbatch", ".ci/run", ".github/workflows/tests.yml"}  # tests read
     assert wanted <= names
     assert not [name for name in names if "__pycache__" in name]
 
