@@ -80,7 +80,7 @@ def test_every_image_has_its_line_with_the_networks_own_answer(head: Path, tmp_p
     assert (result.rows, result.failed, result.scores) == (11, 1, None)
     labels = [line["label"] for line in found if line["status"] == "ok"]
     assert result.counts == {name: labels.count(name) for name in set(labels)}
-    assert "11 images labelled" in result.summary() and "1 could not be read" in result.summary()
+    assert "11 images labeled" in result.summary() and "1 could not be read" in result.summary()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("labels")] == ["labels.csv"]
 
 
@@ -164,7 +164,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_file(head: Path, tmp_path:
 
     stopper = threading.Thread(target=stop_after_two_shards)
     stopper.start()
-    with pytest.raises(StoppedEarly, match=r"SIGTERM after .* of 120 images; the same command goes on"):
+    with pytest.raises(StoppedEarly, match=r"SIGTERM after .* of 120 images; the same command resumes"):
         classify(config, shard_rows=8)
     stopper.join()
     kept = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.npz")}

@@ -54,7 +54,7 @@ def test_few_shot_takes_as_many_of_each(labels: np.ndarray, seed: int) -> None:
     drawn = few_shot(labels, fewest, seed=seed)
     assert set(np.bincount(labels[drawn])) <= {0, fewest}
     assert len(drawn) == fewest * (counts > 0).sum()
-    with pytest.raises(DataError, match="images a class are asked for"):
+    with pytest.raises(DataError, match="images per class are needed, but class"):
         few_shot(labels, fewest + 1, seed=seed)
 
 

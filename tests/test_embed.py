@@ -174,7 +174,7 @@ def test_the_split_of_a_named_data_set_is_said_and_recorded(
     config: EmbedConfig, split: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     embed(replace(config, data="shapes:4", split=split))
-    assert f"shapes:4: its {split} split is embedded; --split overrides" in capsys.readouterr().err
+    assert f"shapes:4: embedding its {split} split; --split overrides" in capsys.readouterr().err
     meta = json.loads((Path(config.out) / "meta.json").read_text())
     assert (meta["data"], meta["split"]) == ("shapes:4", split)
     found = images_of(open_embeddings(config.out))

@@ -90,13 +90,13 @@ def test_what_does_not_fit_is_told(config: KNNConfig, embedded: Path, tmp_path: 
     flat, one = str(write_images(tmp_path / "flat", 6)), str(write_images(tmp_path / "one", 6, classes=1))
     with pytest.raises(DataError, match=r"flat has no labels, which an evaluation needs: put the images of each class"):
         evaluate_knn(replace(config, val=flat))
-    with pytest.raises(ConfigError, match="give images to judge by with --val"):
+    with pytest.raises(ConfigError, match="pass validation images with --val"):
         evaluate_knn(replace(config, val=None))
-    with pytest.raises(DataError, match=r"1 classes of .*train are not among those to learn \(class2\)"):
+    with pytest.raises(DataError, match=r"1 classes of .*train are not in the training data \(class2\)"):
         evaluate_knn(replace(config, train=config.val, val=config.train))
     with pytest.raises(DataError, match="has one class, class0"):
         evaluate_knn(replace(config, train=one, val=one))
-    with pytest.raises(ConfigError, match="200 neighbours are asked of a bank of 30 images; choose --k up to 30"):
+    with pytest.raises(ConfigError, match="--k 200 is more than the 30 training images; choose --k up to 30"):
         evaluate_knn(replace(config, k=(20, 200)))
 
     embed(EmbedConfig(flat, config.weights, str(tmp_path / "flat-emb"), workers=0))

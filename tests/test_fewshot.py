@@ -49,7 +49,7 @@ def test_the_command_agrees_with_scikit_learn_on_each_draw(tmp_path: Path) -> No
             peer = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
             peer.fit(bank[drawn].astype(np.float64), train.labels[drawn])
             assert accuracy == pytest.approx(100 * peer.score(queries.astype(np.float64), val.labels), abs=0.9)
-    assert "3 images a class: " in result.summary() and "(3 draws)" in result.summary()
+    assert "3 images per class: " in result.summary() and "(3 draws)" in result.summary()
     assert evaluate_knn(config).few_shot == result.few_shot
 
 
@@ -60,5 +60,5 @@ def test_unreadable_images_are_not_drawn_and_scarce_classes_are_named(tmp_path: 
         (images / "class0" / f"{number:04}.png").write_bytes(b"")
     settings = {"val": str(images), "weights": str(weights), "k": (1,), "workers": 0, "device": "cpu"}
     assert evaluate_knn(KNNConfig(str(images), shots=(3,), **settings)).few_shot[0].mean > 50
-    with pytest.raises(DataError, match="4 images a class are asked for, and class 0 has 3"):
+    with pytest.raises(DataError, match="4 images per class are needed, but class 0 has 3; use fewer shots"):
         evaluate_knn(KNNConfig(str(images), shots=(4,), **settings))

@@ -101,7 +101,9 @@ def test_an_evaluation_does_not_touch_a_pretraining_run(tmp_path: Path) -> None:
         config = FinetuneConfig(
             "shapes:20", weights=str(weights), out=str(weights.parent), overwrite=overwrite, device="cpu", workers=0
         )
-        with pytest.raises(OutputError, match=r"holds backbone\.safetensors, checkpoints, but no job\.json: no evalua"):
+        with pytest.raises(
+            OutputError, match=r"holds backbone\.safetensors, checkpoints, but no job\.json: not from an evalua"
+        ):
             evaluate_finetune(config)
     assert (files(tmp_path), weights.read_bytes()) == before
 

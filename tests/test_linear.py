@@ -113,7 +113,7 @@ def test_results_are_whole_and_the_same_again(weights: Path, tmp_path: Path) -> 
     assert record["top1_interval"][0] < record["top1"] < record["top1_interval"][1]
     assert [trial["l2"] for trial in record["sweep"]] == list(L2_GRID[: len(record["sweep"])])
     assert record["converged"] and record["versions"]["torch"] == torch.__version__
-    assert "linear (fast) on 400 labelled images: l2" in result.summary()
+    assert "linear (fast) on 400 labeled images: l2" in result.summary()
 
     evaluate_linear(settings(weights, tmp_path / "b"))
     heads = [(tmp_path / name / "head.safetensors").read_bytes() for name in "ab"]
@@ -139,9 +139,9 @@ def test_auto_is_fast_where_the_features_fit(weights: Path, monkeypatch: pytest.
 
 
 def test_flags_of_the_other_form_are_refused(weights: Path) -> None:
-    with pytest.raises(ConfigError, match="the fast form has no --epochs"):
+    with pytest.raises(ConfigError, match="the fast form does not use --epochs"):
         evaluate_linear(settings(weights, None, epochs=3))
-    with pytest.raises(ConfigError, match="the published form has no --l2"):
+    with pytest.raises(ConfigError, match="the published form does not use --l2"):
         evaluate_linear(settings(weights, None, protocol="published", l2=(0.1,)))
 
 
@@ -179,7 +179,7 @@ def test_embedded_images_give_the_same_classifier(weights: Path, tmp_path: Path)
     heads = [(tmp_path / name / "head.safetensors").read_bytes() for name in "ab"]
     assert heads[0] == heads[1]
 
-    with pytest.raises(ConfigError, match="another EMB folder to judge by"):
+    with pytest.raises(ConfigError, match="pass another EMB folder with --val"):
         evaluate_linear(LinearConfig(emb[0], device="cpu"))
     with pytest.raises(ConfigError, match="published needs the images"):
         evaluate_linear(LinearConfig(emb[0], val=emb[1], protocol="published", device="cpu"))

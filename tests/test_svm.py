@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         open_multilabel(str(some))
     other = tmp_path / "a" / "other.txt"
     other.write_text("0.png\tpurple\n")
-    with pytest.raises(DataError, match="not among those to learn: purple"):
+    with pytest.raises(DataError, match="not in the training data: purple"):
         open_multilabel(str(some), str(other))
     other.write_text("0.png\n1.png\n")
     with pytest.raises(DataError, match="no labels"):
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the value 2"):
         open_multilabel(str(voc))
     column.write_text("000001\n")
-    with pytest.raises(DataError, match="an image and 1, 0 or -1 a line"):
+    with pytest.raises(DataError, match="an image and 1, 0 or -1 per line"):
         open_multilabel(str(voc))
 
 

@@ -1,4 +1,4 @@
-"""A backbone compiled by torch, for GPUs: fewer kernels, with the normalisation and activations in them.
+"""A backbone compiled by torch, for GPUs: fewer kernels, with the normalization and activations in them.
 
 Compiled once for any number of images, and compared with the plain network in fp32 before every use.
 """

@@ -1,11 +1,11 @@
 """Embed a source into an EMB folder: shard after shard in constant memory, then one streaming join.
 
-Whatever kills the process and whenever, the same command goes on from the shards that are there, and ends with the
-same bytes as an undisturbed run. Processes that share the work meet in the folder and nowhere else:
+If the process is stopped or killed, the same command resumes from the existing shards, and the result has the same
+bytes as that of an undisturbed run. Processes that share the work communicate through the folder only:
 
     one process          all shards, then the join
     torchrun, rank r     shards r, r + W, ...; rank 0 waits until all are there, and joins
-    --part i/n           shards i - 1, i - 1 + n, ...; whoever finds that all are there joins
+    --part i/n           shards i - 1, i - 1 + n, ...; the part that finds all shards joins
     --launch ray         each shard a task of a Ray cluster, then the join
 """
 
@@ -50,39 +50,39 @@ class EmbedResult:
     """Of this run; those of one that was stopped before are not counted."""
     out: str
     joined: bool = True
-    """Whether the folder is complete; else other parts are at work, and the last of them joins."""
+    """Whether the folder is complete; if not, other parts are running, and the last of them joins."""
     missing: int = 0
-    """Rows that nobody has made yet."""
+    """Rows that are not made yet."""
     images_per_second: float = field(default=0.0, compare=False)
     """Of this run and process, without loading and joining; 0 if it embedded nothing."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
+        """Return the fields as JSON types."""
         return asdict(self)
 
     def summary(self) -> str:
-        """What a person is told."""
+        """Return a summary in words."""
         rate = f", {self.images_per_second:.1f} images/s" if self.images_per_second else ""
         took = f"({self.seconds:.1f} s{rate})"
         if not self.joined:
-            return f"this part of {self.out} is done {took}; of {self.rows:,} rows, {self.missing:,} are missing still"
+            return f"this part of {self.out} is done {took}; {self.missing:,} of {self.rows:,} rows are still missing"
         failed = f"; {self.failed:,} could not be read: NaN, and why in {INDEX}" if self.failed else ""
         return f"{plural(self.rows, 'row')} of {plural(self.dim, 'feature')} in {self.out} {took}{failed}"
 
 
 def embed(config: EmbedConfig, *, shard_rows: int = SHARD_ROWS) -> EmbedResult:
-    """Embed images into an EMB folder, or go on where an earlier run was stopped; see the top of this module.
+    """Embed images into an EMB folder, or resume an earlier run; see the top of this module.
 
     Args:
         config: what to embed with what, and where to.
-        shard_rows: rows that are saved at once: as many are lost at most when the process is killed.
+        shard_rows: rows per shard: at most as many are lost when the process is killed.
 
     Raises:
         OutputError: the folder holds a complete result, or one begun with other weights, preprocessing or images, and
             `overwrite` is not set; or it cannot be written, such as for a full disk.
         RunLockedError: another process is embedding into it, or this part of it.
-        StoppedEarly: a stop signal; the same call goes on.
-        DataError, WeightsError, ConfigError, MissingExtraError: what is asked for cannot be had.
+        StoppedEarly: a stop signal; the same call resumes.
+        DataError, WeightsError, ConfigError, MissingExtraError: data, weights, device or format not usable.
     """
     started = time.monotonic()
     require_format(config.format)
@@ -115,12 +115,12 @@ def embed(config: EmbedConfig, *, shard_rows: int = SHARD_ROWS) -> EmbedResult:
 
 def _begin(config: EmbedConfig, shard_rows: int, held: contextlib.ExitStack) -> tuple[EmbedJob, int, int]:
     """The job, begun and locked, and which shards are this process's: the first of them, and the step to the next."""
-    with open_world(config.device) as world:  # left again at once: later, nobody waits for messages from others
+    with open_world(config.device) as world:  # left at once: later, no process waits for messages
         if world.size > 1 and (config.part is not None or config.launch == "ray"):
             raise ConfigError("torchrun, --part and --launch ray each divide the work; use one of them")
         opened = open_source(config.data, split=config.split, data_root=config.data_root) if world.writes else None
         if world.writes and has_split(config.data, config.split):
-            say(f"{config.data}: its {config.split} split is embedded; --split overrides")
+            say(f"{config.data}: embedding its {config.split} split; --split overrides")
         source = world.same(opened)
         assert source is not None
         device = config.device if world.size == 1 else world.device
@@ -165,11 +165,11 @@ def _embed_missing(job: EmbedJob, mine: list[Shard], stop: StopSignals, *, speak
         return total - sum(len(shard.rows) for shard in job.missing(mine))
 
     def stopped() -> StoppedEarly:
-        return StoppedEarly(f"{stop.name} after {done():,} of {total:,} rows; the same command goes on from there")
+        return StoppedEarly(f"{stop.name} after {done():,} of {total:,} rows; the same command resumes from there")
 
     before = done()
     if before and speaks:
-        say(f"going on: {before:,} of {total:,} rows are in {job.folder}")
+        say(f"resuming: {before:,} of {total:,} rows are in {job.folder}")
     with Progress(total, desc="embed", initial=before, enabled=None if speaks else False) as progress:
         started = time.monotonic()
 
@@ -197,7 +197,7 @@ def _embed_missing(job: EmbedJob, mine: list[Shard], stop: StopSignals, *, speak
                     after_batch=after_batch,
                 )
         except DataError:
-            if stop.requested:  # a scheduler signals the reading processes as well, and they die of it
+            if stop.requested:  # schedulers signal the reading processes as well, which then die
                 raise stopped() from None
             raise
     return made
@@ -208,7 +208,7 @@ def _wait_for_others(job: EmbedJob, stop: StopSignals) -> None:
     missing = job.missing(job.shards)
     while missing:
         if stop.requested:
-            raise StoppedEarly(f"{stop.name} while other processes embed; the same command goes on from there")
+            raise StoppedEarly(f"{stop.name} while other processes embed; the same command resumes from there")
         time.sleep(POLL)
         missing = job.missing(missing)
 

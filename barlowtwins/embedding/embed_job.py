@@ -1,12 +1,12 @@
-"""What an EMB folder says of the job that fills it, and the two steps that one process alone takes: begin and join.
+"""The job of an EMB folder: its record, its locks, and the steps that only one process takes (begin, join).
 
     OUT/shards/job.json              begun: what decides the values of the rows
-    OUT/shards/00012-of-00123.npz    one atomic file a shard, made by any process on any machine
+    OUT/shards/00012-of-00123.npz    one atomic file per shard, made by any process on any machine
     OUT/embeddings.npy, index.csv    joined
     OUT/meta.json                    complete: written last
 
 Locks: `.lock` is held by who embeds the whole source, `.part-3-of-16.lock` by who embeds that part, and `.join.lock` by
-the part that begins or joins. So two runs by accident refuse each other, and parts work side by side.
+the part that begins or joins. So two runs of the same folder refuse each other, and parts work side by side.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class EmbedJob:
         return self.out / SHARDS
 
     def missing(self, shards: list[Shard]) -> list[Shard]:
-        """Those of `shards` that nobody has made yet."""
+        """Those of `shards` that are not made yet."""
         return [shard for shard in shards if not shard.path(self.folder).exists()]
 
     def meta(self) -> dict[str, Any]:
@@ -107,22 +107,22 @@ class EmbedJob:
         return read_record(self.out / META) or {}
 
     def is_complete(self) -> bool:
-        """Whether the folder holds the result of this very job."""
+        """Whether the folder holds the result of this job."""
         meta = self.meta()
         return bool(meta) and meta["format"] == self.config.format and not self._differs(meta)
 
     def is_begun(self) -> bool:
-        """Whether the shards in the folder are of this very job."""
+        """Whether the shards in the folder are of this job."""
         return self.place.is_begun()
 
     # Locks ----------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder, which nobody else may embed into, whole or in parts.
+        """Hold the folder, so that no other process embeds into it, whole or in parts.
 
         Raises:
-            RunLockedError: somebody does.
+            RunLockedError: another process does.
         """
         with self.place.hold(WHOLE_LOCK):
             for path in sorted(self.out.glob(PART_LOCK.format("*"))):
@@ -140,7 +140,7 @@ class EmbedJob:
         """
         with self.place.hold(PART_LOCK.format(part)):
             with self._patiently(WHOLE_LOCK):
-                pass  # nobody embeds the whole source: whoever begins to do so now meets this part's lock
+                pass  # no process embeds the whole source; one that starts now finds this part's lock
             if not (self.is_begun() or self.is_complete()):
                 with self._patiently(JOIN_LOCK):
                     if not self.is_begun():
@@ -172,7 +172,7 @@ class EmbedJob:
     # Steps ----------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Record the job, unless this very job is begun already; refuse to mix it with another's rows.
+        """Record the job, unless it is already begun; refuse to mix it with the rows of another.
 
         Raises:
             OutputError: the folder holds other rows, and `overwrite` is not set.
@@ -190,7 +190,7 @@ class EmbedJob:
                 "finish them with the command that began them, choose another folder, or drop them with --overwrite"
             )
         if begun is None:
-            self.place.clear()  # shards that nobody can tell the origin of
+            self.place.clear()  # shards of unknown origin
         self.place.begin()
 
     def only_needs_tidying(self) -> bool:

@@ -1,4 +1,4 @@
-"""A backbone together with the preprocessing that it expects: images in, one row of features for each out."""
+"""A backbone with the preprocessing that it expects: maps images to one row of features each."""
 
 # N images, n of them in a batch, C channels, S side in pixels, D features
 
@@ -50,8 +50,8 @@ class Embedder:
         embedder = torch.hub.load(REPO, "embedder")
         features = embedder.encode("photos/")           # (N, 2048) float32, in the order of the sorted paths
 
-    The backbone is borrowed: it is moved to the device, but its weights, their layout and its training mode stay as
-    they are, so a network may be embedded with in the middle of its training.
+    The backbone is moved to the device; its weights, their layout and its training mode are unchanged, so a network can
+    be used in the middle of its training.
 
     Args:
         backbone: (n, C, S, S) float32 -> (n, D), such as a ResNet whose `fc` is the identity.
@@ -114,10 +114,10 @@ class Embedder:
                 image or a sequence of them: paths, PIL images, (H, W) or (H, W, C) uint8 arrays; one uint8 array
                 (N, H, W) or (N, H, W, C); a source from `open_source`; or a float tensor (N, C, S, S), preprocessed
                 already.
-            batch_size: images a forward pass; the result does not depend on it, up to float rounding.
+            batch_size: images per forward pass; the result does not depend on it, up to float rounding.
             normalize: scale each row to unit length.
             progress: True shows a bar on standard error; or a function that is called with (done, total).
-            workers: processes that read images. Unless told: none for few images, for images in memory, and where
+            workers: processes that read images. By default none for few images, for images in memory, and where
                 processes are spawned (macOS, Windows), since an unguarded script would then start over in each.
 
         Returns:
@@ -125,7 +125,7 @@ class Embedder:
             `failed` names them.
 
         Raises:
-            DataError: there is no such data, or something in it is no image at all.
+            DataError: there is no such data, or something in it is not an image.
             TrainingError: the device is out of memory.
         """
         if isinstance(images, torch.Tensor) and images.is_floating_point():
@@ -205,7 +205,7 @@ def load_embedder(
     Args:
         weights: a registry name, a local weight file, an https URL, or a RUN folder.
         device, precision: as for `Embedder`.
-        image_size: side of the square input in pixels; the weights' own unless told.
+        image_size: side of the square input in pixels; the weights' own by default.
         progress: show a bar while downloading.
         runtime: what runs the network: "torch"; "onnx", ONNX Runtime on a CPU; "compiled", torch.compile; or "auto",
             which takes one of these two where it can and where it pays, and says so if its features are not those of
@@ -213,7 +213,7 @@ def load_embedder(
         images: how many are to be embedded, for "auto": from 512 on a CPU, or a million on a GPU, preparing pays.
 
     Raises:
-        WeightsError: the weights cannot be had, or are damaged; or another runtime gives other features than torch.
+        WeightsError: the weights cannot be loaded; or another runtime gives other features than torch.
         ConfigError: there is no such runtime, or none on this device or in this precision.
         MissingExtraError: ONNX Runtime is asked for and not installed.
     """
@@ -353,7 +353,7 @@ def _as_source(images: Images) -> Source:
     if isinstance(images, (str, os.PathLike, Source, np.ndarray)):
         return open_source(images, split="test")
     if not isinstance(images, Iterable):
-        raise DataError(f"{type(images).__name__} is no kind of images; give a folder, paths, images, or a tensor")
+        raise DataError(f"{type(images).__name__} is not a supported input; give a folder, paths, images, or a tensor")
     items = list(images)
     all_paths = bool(items) and all(isinstance(item, (str, os.PathLike)) for item in items)
     return open_source(items) if all_paths else _Held("images", items)

@@ -56,7 +56,7 @@ class IndexRow(NamedTuple):
     row: int
     path: str
     label: str
-    """Class name; empty if unlabelled."""
+    """Class name; empty if unlabeled."""
     status: str
 
 
@@ -79,7 +79,7 @@ class Embeddings:
     """(N, D), read-only; memory-mapped unless the format is Parquet."""
 
     def index(self) -> Iterator[IndexRow]:
-        """The lines of `index.csv`, one after the other."""
+        """The lines of `index.csv`, one by one."""
         return read_index(self.folder / INDEX, self.meta["rows"])
 
 
@@ -134,7 +134,7 @@ def write_features(file: IO[bytes], form: str, blocks: Iterable[Block], rows: in
         file: an open file, such as `atomic_write` gives.
         form: a key of `FILES`.
         blocks: all rows in order.
-        rows, dim: known beforehand, since they stand in the head of the file.
+        rows, dim: known beforehand, since the file header has them.
 
     Raises:
         MissingExtraError: "parquet" without pyarrow.

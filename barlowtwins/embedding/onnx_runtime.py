@@ -1,7 +1,7 @@
 """A backbone run by ONNX Runtime on the CPU: built once, cached, and compared with torch before every use.
 
-The graph lies in the hub's cache beside its SHA-256; its name carries the digest of the weights, the size of the images
-and the versions of what made it. A file that does not have its digest is built anew, never run.
+The graph is stored in the hub's cache beside its SHA-256; its name has the digest of the weights, the size of the
+images and the versions of what made it. A file that does not have its digest is built again, never run.
 """
 
 # N images, C channels, S side in pixels, D features
@@ -51,7 +51,7 @@ def onnx_program(
         backbone: in evaluation mode, on the CPU.
         preprocessing: says C and S.
         sha256: of the weights, for the name in the cache; empty: nothing is cached.
-        folder: the cache; the hub's unless told.
+        folder: the cache; the hub's by default.
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
@@ -62,7 +62,7 @@ def onnx_program(
     path = graph_path(preprocessing, sha256, folder or cache_folder()) if sha256 else None
     graph = None if path is None else _cached(path)
     if graph is not None:
-        with contextlib.suppress(Exception):  # a graph that this machine cannot run is built anew
+        with contextlib.suppress(Exception):  # a graph that this machine cannot run is built again
             program = _session(graph)
             if parity(backbone, program, preprocessing) <= PARITY:
                 return program
@@ -84,7 +84,7 @@ def onnx_program(
 
 
 def graph_path(preprocessing: Preprocessing, sha256: str, folder: Path) -> Path:
-    """Where the graph of these weights lies, if anybody has built it."""
+    """The path of the graph of these weights, whether it is built or not."""
     import onnxruntime
 
     made_by = (__version__, torch.__version__, onnxruntime.__version__)
@@ -118,7 +118,7 @@ def _cached(path: Path) -> bytes | None:
         return None
     if hashlib.sha256(graph).hexdigest() == recorded:
         return graph
-    logger.warning("%s does not have its digest any more; it is built anew", path)
+    logger.warning("%s does not have its digest any more; it is built again", path)
     with contextlib.suppress(OSError):
         path.unlink()
         digest.unlink()

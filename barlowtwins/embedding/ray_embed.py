@@ -1,7 +1,7 @@
-"""Shards of an EMB folder as tasks of a Ray cluster. A node that dies takes no shard along: its tasks run elsewhere.
+"""Shards of an EMB folder as tasks of a Ray cluster. If a node dies, its tasks run on other nodes.
 
 A task makes one shard, the same unit as everywhere, so the rows are the same. The machines share a file system, on
-which the EMB folder lies; the list of images is made once and handed to them.
+which the EMB folder is; the list of images is made once and handed to them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["embed_on_ray", "require_ray"]
 
-RETRIES = 10  # of a shard whose node or process died; an image that kills whoever reads it must not do so for ever
+RETRIES = 10  # of a shard whose node or process died; an image that crashes its reader must not be retried forever
 LOOK = 0.5  # seconds between looks at a stop signal
 
 
@@ -70,7 +70,7 @@ def _connect(ray: Any) -> None:
     try:
         ray.init(log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise DataError(f"there is no Ray cluster to be had: {error}; RAY_ADDRESS says where it is") from error
+        raise DataError(f"cannot connect to a Ray cluster: {error}; set RAY_ADDRESS to its address") from error
     finally:
         if main:
             signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own, which ends the process at once
@@ -123,7 +123,7 @@ def _result(ray: Any, reference: Any, shard: Shard) -> int:
         first = str(error).strip().partition("\n")[0]
         raise DataError(
             f"shard {shard.index} (rows {shard.rows.start} to {shard.rows.stop - 1}) died {RETRIES + 1} times on Ray: "
-            f"{first}; the same command goes on with it"
+            f"{first}; the same command resumes with it"
         ) from error
 
 

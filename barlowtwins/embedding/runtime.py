@@ -1,4 +1,4 @@
-"""What runs a backbone: torch as it is, ONNX Runtime on a CPU, or torch's compiler; asked for, or by what pays."""
+"""Choose what runs a backbone: torch, ONNX Runtime on a CPU, or torch's compiler."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def choose_runtime(
         preprocessing: says how images are to come.
         sha256: of the weights, for what is cached.
         device, precision: where and how it runs.
-        images: how many there are; None where nobody knows.
+        images: how many there are; None if unknown.
 
     Raises:
         ConfigError: a runtime that does not run there.

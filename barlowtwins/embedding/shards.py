@@ -60,7 +60,7 @@ def embed_shards(
     workers: int = 0,
     after_batch: Callable[[int, int], object] = lambda rows, failed: None,
 ) -> None:
-    """Make the files of `shards` that are not in `folder` yet, one after the other, reading ahead across their borders.
+    """Make the files of `shards` that are not in `folder` yet, one by one, reading ahead across their borders.
 
     Batches never span shards, so a shard's bytes do not depend on which others were made in the same run.
 
@@ -69,7 +69,7 @@ def embed_shards(
         embedder: what embeds them.
         shards: those to make, from `plan_shards(len(source))`.
         folder: where their files go.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         normalize: scale each row to unit length.
         workers: processes that read images; 0: read in this one.
         after_batch: called with the numbers of rows just done and of those of them that failed; what it raises ends
@@ -148,4 +148,4 @@ def _check_parts(arrays: dict[str, np.ndarray], shard: Shard) -> None:
 
 def _damaged(path: Path, why: str) -> OutputError:
     path.unlink(missing_ok=True)
-    return OutputError(f"{path} was damaged ({why}) and is removed; run the same command again to make it anew")
+    return OutputError(f"{path} was damaged ({why}) and is removed; run the same command to make it again")

@@ -1,4 +1,4 @@
-"""How good the features are, by every protocol of the paper: neighbours, linear probes, few labels, fine-tuning."""
+"""Evaluate features by every protocol of the paper: nearest neighbors, linear probes, few labels, fine-tuning."""
 
 from __future__ import annotations
 

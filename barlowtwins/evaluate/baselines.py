@@ -1,4 +1,4 @@
-"""What features are compared with: the pixels themselves, and the same network before it learned anything."""
+"""Baselines for features: raw pixels, and the same network untrained."""
 
 # n images, C channels, S side in pixels
 
@@ -55,8 +55,8 @@ def open_embedder(
 def pixel_embedder(sources: Sequence[Source], *, device: torch.device | str = "auto") -> Embedder:
     """Pixels as features: as they are if all images have one square size, else resized to 32 x 32.
 
-    They are standardised by the mean and standard deviation of each channel, as a network would see them: levels are
-    never negative, so that without it the cosine of any two images is near 1, and the baseline weaker than it could be.
+    They are standardized by the mean and standard deviation of each channel, as a network would see them: levels are
+    never negative, so without it the cosine of any two images is near 1, and the baseline weaker than it could be.
 
     Args:
         sources: whose images will be compared; the statistics are those of the first.

@@ -1,9 +1,9 @@
-"""Label images with a trained classifier: any number of them in constant memory, every one with a line.
+"""Label any number of images with a trained classifier, in constant memory: one CSV line per image.
 
     row, path, status, label, probability, label_2, probability_2, ...
 
-An image that cannot be read keeps its line, with the reason as its status. Whatever stops the process, the same command
-goes on from the shards of logits that are there.
+An image that cannot be read keeps its line, with the reason as its status. If the process is stopped or killed, the
+same command resumes from the shards of logits that are there.
 """
 
 # N images, n of them in a shard, K classes, k of them named
@@ -50,7 +50,7 @@ class ClassifyResult:
     out: str
     """The CSV file."""
     rows: int
-    """Its lines, one an image."""
+    """Its lines, one per image."""
     failed: int
     """Images that could not be read."""
     counts: dict[str, int]
@@ -58,13 +58,13 @@ class ClassifyResult:
     seconds: float
     """Of this run; those of one that was stopped before are not counted."""
     scores: Scores | None = None
-    """How much of it is right, where the images came with labels of the same names."""
+    """Scores, where the images have labels of the same names."""
 
     def summary(self) -> str:
-        """What a person is told."""
+        """Return a summary in words."""
         most = ", ".join(f"{name} {count:,}" for name, count in list(self.counts.items())[:5])
         more = f" and {plural(len(self.counts) - 5, 'class', 'classes')} more" if len(self.counts) > 5 else ""
-        lines = [f"{plural(self.rows, 'image')} labelled in {self.out} ({self.seconds:.1f} s): {most}{more}"]
+        lines = [f"{plural(self.rows, 'image')} labeled in {self.out} ({self.seconds:.1f} s): {most}{more}"]
         if self.scores:
             lines.append(f"compared with the images' own labels: {self.scores.summary()}")
         elif self.failed:
@@ -83,7 +83,7 @@ def classify(config: ClassifyConfig, *, shard_rows: int = SHARD_ROWS) -> Classif
         WeightsError: head or weights are missing or damaged, or do not belong together.
         DataError: there are no such images.
         OutputError: the CSV file exists and `overwrite` is not set, or cannot be written.
-        StoppedEarly: a stop signal; the same call goes on.
+        StoppedEarly: a stop signal; the same call resumes.
     """
     started = time.monotonic()
     with open_world(config.device) as world:

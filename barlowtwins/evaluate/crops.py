@@ -1,4 +1,4 @@
-"""Batches of labelled images for supervised training: random crops and flips, a function of (seed, epoch, index)."""
+"""Batches of labeled images for supervised training: random crops and flips, a function of (seed, epoch, index)."""
 
 # n images in a batch of this process, C channels, S side in pixels
 
@@ -55,7 +55,7 @@ class CropFlip:
 
 
 class LabeledBatch(NamedTuple):
-    """What a process learns from in one step."""
+    """The training batch of one process for one step."""
 
     rows: Rows
     images: torch.Tensor
@@ -63,16 +63,16 @@ class LabeledBatch(NamedTuple):
     labels: torch.Tensor
     """(n,) int64."""
     unreadable: dict[int, Unreadable]
-    """By index: images that could not be read; others stand in for them, with their own labels."""
+    """By index: unreadable images; substituted by others, with the labels of those."""
     exhausted: bool
     """No replacement could be read either."""
 
 
 class LabeledReader:
-    """Reads and crops the images of `Rows`, in whichever process it is called.
+    """Read and crop the images of `Rows`, in any process.
 
     Args:
-        train: labelled images.
+        train: labeled images.
         transform: what makes a view of an image.
     """
 

@@ -1,6 +1,6 @@
-"""Which labelled images: balanced fractions, n per class, and a part held out - each a function of labels and a seed.
+"""Choose labeled images: balanced fractions, n per class, and a part set aside, each a function of labels and a seed.
 
-All of them follow from one number an image: its place among the images of its class, in a random order.
+All follow from one number per image: its place among the images of its class, in a random order.
 """
 
 # N images, K classes
@@ -48,7 +48,7 @@ def few_shot(labels: ClassNumbers, shots: int, *, seed: int = 0) -> Indices:
     counts = np.bincount(labels)
     if scarce := np.flatnonzero((counts > 0) & (counts < shots)).tolist():
         raise DataError(
-            f"{shots} images a class are asked for, and class {scarce[0]} has {counts[scarce[0]]}; ask for fewer"
+            f"{shots} images per class are needed, but class {scarce[0]} has {counts[scarce[0]]}; use fewer shots"
         )
     place, _ = _places(labels, seed)
     return np.flatnonzero(place < shots)

@@ -1,4 +1,4 @@
-"""Features with labels, twice: to learn from and to judge by. From images, which are embedded, or from EMB folders."""
+"""Features with labels for training and for validation, from images (which are embedded) or from EMB folders."""
 
 # N images, D features
 
@@ -39,13 +39,13 @@ class LabeledFeatures(NamedTuple):
     classes: tuple[str, ...]
     unreadable: int
     weights: str
-    """What made the features, as a person calls it."""
+    """Name of what made the features."""
     network: tuple[str, dict[str, Any]]
     """The digest of the weights and the preprocessing: features of different ones cannot be compared."""
 
 
 class PlannedPair(NamedTuple):
-    """What there is to learn from and to judge by, opened and checked but not embedded yet."""
+    """Training and validation data, opened and checked but not embedded yet."""
 
     config: KNNConfig
     parts: dict[str, str]
@@ -66,20 +66,20 @@ class PlannedPair(NamedTuple):
         return meta["data_fingerprint"], meta["weights_sha256"]
 
     def features(self, folder: Path | None, world: World) -> tuple[LabeledFeatures, LabeledFeatures] | None:
-        """Embed what is not embedded yet, the processes taking turns.
+        """Embed what is not embedded yet, shared among the processes.
 
         Args:
-            folder: where features are kept, for a stopped call to go on from; None keeps nothing.
+            folder: where features are kept, for a stopped call to resume from; None keeps nothing.
             world: the processes, which share the work by way of `folder`.
 
         Returns:
-            To learn from and to judge by, both labelled by the classes of the first; None on processes that do not
+            Training and validation features, both labeled by the training classes; None on processes that do not
             write.
 
         Raises:
-            StoppedEarly: a stop signal; with a folder the same call goes on.
+            StoppedEarly: a stop signal; with a folder the same call resumes.
             ConfigError: features of two different networks.
-            DataError: rows without labels, a single class, or classes to judge by that are not among those to learn.
+            DataError: rows without labels, a single class, or validation classes that are not in the training data.
         """
         made = {
             split: self._extract(source, folder and folder / "features" / split, world)
@@ -105,15 +105,15 @@ class PlannedPair(NamedTuple):
 
 
 def plan_feature_pair(config: KNNConfig, device: torch.device) -> PlannedPair:
-    """Open `config.train` and `config.val`, and find what is wrong with them before anything is embedded on `device`.
+    """Open `config.train` and `config.val`, and check them before anything is embedded on `device`.
 
     Raises:
-        ConfigError: no `val`, or more neighbours than images.
+        ConfigError: no `val`, or more neighbors than images.
         DataError: no labels, or classes in `val` that are not in `train`.
-        WeightsError: the weights cannot be had.
+        WeightsError: the weights cannot be found or loaded.
     """
     if config.val is None and not has_split(config.train, "test"):
-        raise ConfigError(f"{config.train} has no test split of its own; give images to judge by with --val")
+        raise ConfigError(f"{config.train} has no test split of its own; pass validation images with --val")
     parts = {"train": config.train, "test": config.val or config.train}
     sources = {
         split: open_source(data, split=split, data_root=config.data_root)
@@ -130,14 +130,14 @@ def plan_feature_pair(config: KNNConfig, device: torch.device) -> PlannedPair:
 
 
 def open_embedded_pair(train: str, val: str | None) -> tuple[LabeledFeatures, LabeledFeatures]:
-    """Open two EMB folders, to learn from and to judge by, both labelled by the classes of the first.
+    """Open two EMB folders, for training and validation, both labeled by the training classes.
 
     Raises:
         ConfigError: no `val`, or features of two different networks.
-        DataError: `val` is no EMB folder, rows have no labels, a single class, or classes that are not in `train`.
+        DataError: `val` is not an EMB folder, rows have no labels, a single class, or classes that are not in `train`.
     """
     if val is None:
-        raise ConfigError(f"{train} holds features; give another EMB folder to judge by with --val")
+        raise ConfigError(f"{train} holds features; pass another EMB folder with --val")
     return _matched(_read(train), _read(val))
 
 
@@ -149,10 +149,7 @@ def _matched(learned: LabeledFeatures, judged: LabeledFeatures) -> tuple[Labeled
             f"{judged.weights}, or their preprocessing differs; embed both with the same --weights"
         )
     if len(learned.classes) < 2:
-        raise DataError(
-            f"{learned.name} has one class, {learned.classes[0]}: there is nothing to tell apart; give "
-            f"images of two or more"
-        )
+        raise DataError(f"{learned.name} has one class, {learned.classes[0]}: classification needs two or more")
     return learned, judged._replace(labels=labels_within(learned.classes, judged), classes=learned.classes)
 
 
@@ -162,9 +159,7 @@ def _check(sources: Mapping[str, Source], k: int) -> None:
         labels_of(source)
     learned, judged = sources.get("train"), sources.get("test")
     if learned is not None and k > len(learned):
-        raise ConfigError(
-            f"{k} neighbours are asked of a bank of {len(learned)} images; choose --k up to {len(learned)}"
-        )
+        raise ConfigError(f"--k {k} is more than the {len(learned)} training images; choose --k up to {len(learned)}")
     if learned is not None and judged is not None:
         labels_within(learned.classes, judged)
 
@@ -179,7 +174,7 @@ def _read(folder: str) -> LabeledFeatures:
     if missing := int((labels < 0).sum()):
         raise DataError(
             f"{missing:,} of {len(labels):,} rows of {folder} have no label, which an evaluation needs: embed images "
-            "that lie in a folder for each class, or a list with a label a line"
+            "from one folder per class, or a list with one label per line"
         )
     network = (meta["weights_sha256"], meta["preprocessing"])
     return LabeledFeatures(

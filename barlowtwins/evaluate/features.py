@@ -1,4 +1,4 @@
-"""Features that are extracted once: a stopped run goes on, and processes share the work."""
+"""Extract features once: a stopped run resumes, and processes share the work."""
 
 # N images, D features, W processes
 
@@ -22,14 +22,14 @@ __all__ = ["extract_features", "make_shards"]
 def extract_features(
     source: Source, embedder: Embedder, folder: Path | None, *, world: World, batch_size: int = 64, workers: int = 0
 ) -> FeatureArray | None:
-    """Embed a source, the processes taking turns.
+    """Embed a source, shared among the processes.
 
     Args:
         source: N images.
         embedder: what embeds them.
-        folder: where features are kept shard by shard, for the same call to go on from; None keeps nothing.
+        folder: where features are kept shard by shard, for the same call to resume from; None keeps nothing.
         world: the processes that share the work, by way of `folder`.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         workers: processes that read images, for each of the world's.
 
     Returns:
@@ -37,7 +37,7 @@ def extract_features(
 
     Raises:
         ConfigError: several processes and no folder.
-        StoppedEarly: a stop signal; the same call goes on, if there is a folder.
+        StoppedEarly: a stop signal; the same call resumes, if there is a folder.
         OutputError, DataError, TrainingError: as `embed_shards` raises them.
     """
     if folder is None:
@@ -59,7 +59,7 @@ def make_shards(
     workers: int = 0,
     shard_rows: int = SHARD_ROWS,
 ) -> list[Shard]:
-    """Embed a source into shards on the disk, the processes taking turns; those that are there are left as they are.
+    """Embed a source into shards on disk, shared among the processes; existing shards are kept.
 
     Args and Raises: as `extract_features`; `shard_rows` are saved at once.
 
@@ -73,7 +73,7 @@ def make_shards(
     with StopSignals() as stop, Progress(total, desc="embed", initial=done, enabled=world.writes or False) as bar:
 
         def stopped() -> StoppedEarly:
-            return StoppedEarly(f"{stop.name} after {bar.done:,} of {total:,} images; the same command goes on")
+            return StoppedEarly(f"{stop.name} after {bar.done:,} of {total:,} images; the same command resumes")
 
         failures = 0
 
@@ -89,7 +89,7 @@ def make_shards(
                 source, embedder, mine, folder, batch_size=batch_size, workers=workers, after_batch=after_batch
             )
         except DataError:
-            if stop.requested:  # a scheduler signals the reading processes as well, and they die of it
+            if stop.requested:  # schedulers signal the reading processes as well, which then die
                 raise stopped() from None
             raise
     world.wait()

@@ -1,4 +1,4 @@
-"""Few-shot: how good are features when only a handful of images of each class are labelled?"""
+"""Few-shot accuracy: with only a few labeled images per class."""
 
 # N images, n of each class drawn
 
@@ -18,7 +18,7 @@ __all__ = ["FewShot", "few_shot_accuracy"]
 
 @dataclass(frozen=True)
 class FewShot:
-    """Accuracies over several draws of the same number of labelled images a class, in percent."""
+    """Accuracies over several draws of the same number of labeled images per class, in percent."""
 
     shots: int
     """Labeled images of each class."""

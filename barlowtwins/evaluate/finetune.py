@@ -14,15 +14,15 @@ __all__ = ["evaluate_finetune"]
 
 
 def evaluate_finetune(config: FinetuneConfig) -> EvaluationResult:
-    """Fine-tune a backbone on labelled images, and judge it on images that it has not seen.
+    """Fine-tune a backbone on labeled images, and evaluate it on held-out images.
 
     Raises:
         DataError: labels are missing or do not fit.
-        ConfigError: no images to judge by, too few to train on, or a device that is not there.
-        WeightsError: the weights cannot be had.
+        ConfigError: no validation images, too few to train on, or a device that is not there.
+        WeightsError: the weights cannot be found or loaded.
         OutputError: the folder belongs to another evaluation.
         TrainingError: a loss that is not finite, or too many unreadable images.
-        StoppedEarly: a stop signal; the same call goes on.
+        StoppedEarly: a stop signal; the same call resumes.
     """
     with open_world(config.device) as world:
         train, val = open_pair(config.train, config.val, config.data_root)

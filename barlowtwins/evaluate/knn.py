@@ -1,6 +1,6 @@
 """The kNN protocol: classify held-out images by their nearest neighbors among the training images."""
 
-# M rows in the bank, K neighbours
+# M rows in the bank, K neighbors
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ DEFAULT_K = (20, 200)
 
 @dataclass(frozen=True)
 class KNNResult:
-    """How often the neighbours of held-out images name their class."""
+    """Accuracy of classifying held-out images by their nearest neighbors."""
 
     accuracy: dict[int, float]
-    """Percent right, for each number of neighbours."""
+    """Percent right, for each number of neighbors."""
     top5: dict[int, float]
     """Percent whose class is among the five with the highest scores."""
     n_train: int
@@ -48,18 +48,18 @@ class KNNResult:
     temperature: float
     seconds: float
     few_shot: tuple[FewShot, ...] = ()
-    """With only so many images a class in the bank, and the first of the numbers of neighbours, or as many as fit."""
+    """Few-shot: images per class in the bank, with the first of the numbers of neighbors, or as many as there are."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
+        """Return the fields as JSON types."""
         return asdict(self)
 
     def summary(self) -> str:
-        """What a person is told."""
+        """Return a summary in words."""
         unreadable = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
         rows = [[str(k), f"{self.accuracy[k]:.2f} %", f"{self.top5[k]:.2f} %"] for k in self.accuracy]
         few = [
-            f"{plural(each.shots, 'image')} a class: {each.mean:.2f} +- {each.deviation:.2f} % "
+            f"{plural(each.shots, 'image')} per class: {each.mean:.2f} +- {each.deviation:.2f} % "
             f"({plural(len(each.accuracies), 'draw')})"
             for each in self.few_shot
         ]
@@ -74,25 +74,25 @@ class KNNResult:
 
 
 def evaluate_knn(config: KNNConfig) -> KNNResult:
-    """Classify the images of `val` by their neighbours in `train`; both are embedded first, unless that is done.
+    """Classify the images of `val` by their neighbors in `train`; images are embedded first.
 
     Features of images are held in memory, 8 KB an image for a ResNet-50; for more than fit, embed both first and give
-    the two EMB folders. With `out`, a stopped call goes on, and processes of `torchrun` share the embedding.
+    the two EMB folders. With `out`, a stopped call resumes, and processes of `torchrun` share the embedding.
 
     Raises:
-        ConfigError: no `val`, more neighbours than images, features of two different networks, or several
+        ConfigError: no `val`, more neighbors than images, features of two different networks, or several
             processes without `out`.
         DataError: no labels, a single class, or classes in `val` that are not in `train`.
-        WeightsError: the weights cannot be had.
+        WeightsError: the weights cannot be found or loaded.
         OutputError: `out` belongs to another evaluation, or cannot be written.
     """
     started = time.monotonic()
-    with open_world(config.device) as world:  # first of all: without its device nothing can be done
+    with open_world(config.device) as world:  # first: fail early if the device is missing
         return _evaluate(config, world, started)
 
 
 def _evaluate(config: KNNConfig, world: World, started: float) -> KNNResult:
-    """The processes share the embedding; one of them classifies, and all get its result."""
+    """Share the embedding among the processes; one of them classifies, and all get its result."""
     pair = plan_feature_pair(config, world.device)
     # Weights by name, too: of two EMB folders they decide nothing, and are on record as everywhere.
     decisive = ("weights", "k", "temperature", "shots", "tries", "precision", "seed")
@@ -112,7 +112,7 @@ def _evaluate(config: KNNConfig, world: World, started: float) -> KNNResult:
 def _classify(
     bank: LabeledFeatures, queries: LabeledFeatures, config: KNNConfig, device: torch.device, started: float
 ) -> KNNResult:
-    """Judge the queries by the bank, and by smaller banks if any are asked for."""
+    """Classify the queries by the bank, and by smaller banks for few-shot."""
     ks = config.k or _fitting(DEFAULT_K, len(bank.labels) - bank.unreadable)
 
     def accuracies(k: tuple[int, ...], bar: Progress, rows: npt.NDArray[np.int64] | None = None) -> dict[int, Accuracy]:
@@ -153,7 +153,7 @@ def _classify(
 
 
 def _fitting(ks: Sequence[int], images: int) -> tuple[int, ...]:
-    """Numbers of neighbours, each as far as there are images."""
+    """Numbers of neighbors, none above the number of images."""
     fitting = tuple(dict.fromkeys(max(1, min(k, images)) for k in ks))
     if fitting != tuple(ks):
         names = [" and ".join(map(str, numbers)) for numbers in (fitting, ks)]

@@ -1,4 +1,4 @@
-"""Labeled images to learn from and to judge by, checked to fit each other before anything long begins."""
+"""Labeled training and validation images, checked to fit each other before anything long begins."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class LabeledImages(NamedTuple):
     labels: npt.NDArray[np.int64]
     """(N,) numbers into `classes`."""
     classes: tuple[str, ...]
-    """Of the training images, also for those to judge by."""
+    """Of the training images, also for validation images."""
 
 
 def open_pair(train: str, val: str | None, data_root: str | Path | None = None) -> tuple[LabeledImages, LabeledImages]:
     """Open training images and held-out ones; the classes of the latter may be fewer, and in another order.
 
     Args:
-        train: what to learn from, as for `open_source`.
-        val: what to judge by; None takes the test split of a named data set.
+        train: training images, as for `open_source`.
+        val: validation images; None takes the test split of a named data set.
         data_root: the folder for named data sets.
 
     Raises:
@@ -51,7 +51,7 @@ def open_pair(train: str, val: str | None, data_root: str | Path | None = None) 
         DataError: images without labels; a single class; classes in `val` that are not in `train`.
     """
     if val is None and not has_split(train, "test"):
-        raise ConfigError(f"{train} has no test split of its own; give images to judge by with --val")
+        raise ConfigError(f"{train} has no test split of its own; pass validation images with --val")
     learned = open_labeled(train, split="train", data_root=data_root)
     judged = open_source(val or train, split="test", data_root=data_root)
     return learned, LabeledImages(judged, labels_within(learned.classes, judged), learned.classes)
@@ -66,10 +66,7 @@ def open_labeled(data: str, *, split: str, data_root: str | Path | None = None) 
     source = open_source(data, split=split, data_root=data_root)
     labels = labels_of(source)
     if len(source.classes) < 2:
-        raise DataError(
-            f"{source.name} has one class, {source.classes[0]}: there is nothing to tell apart; give images "
-            f"of two or more"
-        )
+        raise DataError(f"{source.name} has one class, {source.classes[0]}: training a classifier needs two or more")
     return LabeledImages(source, labels, source.classes)
 
 
@@ -82,7 +79,7 @@ def labels_of(source: HasLabels) -> npt.NDArray[np.int64]:
     if source.labels is None:
         raise DataError(
             f"{source.name} has no labels, which an evaluation needs: put the images of each class into a folder of "
-            "its own, or give a list with a label a line"
+            "its own, or give a list with one label per line"
         )
     return source.labels
 
@@ -96,8 +93,8 @@ def labels_within(classes: Sequence[str], source: HasLabels) -> npt.NDArray[np.i
     labels = labels_of(source)
     if unknown := [name for name in source.classes if name not in classes]:
         raise DataError(
-            f"{len(unknown)} classes of {source.name} are not among those to learn ({_few(unknown)}); "
-            f"those are {_few(classes)}"
+            f"{len(unknown)} classes of {source.name} are not in the training data ({_few(unknown)}); "
+            f"it has {_few(classes)}"
         )
     place = {name: number for number, name in enumerate(classes)}
     return np.array([place[name] for name in source.classes], np.int64)[labels]

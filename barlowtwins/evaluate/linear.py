@@ -1,4 +1,4 @@
-"""The linear probe: how much of the classes is a linear function of frozen features?
+"""The linear probe: how well a linear classifier separates the classes on frozen features.
 
 Two forms of one question. The fast one extracts features once and trains a linear classifier on them to convergence;
 the published one runs SGD on randomly cropped images through the frozen network, as the paper does.
@@ -45,7 +45,7 @@ __all__ = ["LinearFit", "evaluate_linear", "fit_head", "fit_linear"]
 
 ASIDE_PARTS = (0.2, 0.5)  # of each class, to judge penalties by: the second where the first is not a whole image
 UNTRIED_L2 = 0.01  # where every class has one image, and nothing can be set aside
-MEMORY = 16 << 30  # bytes that the fast form may take where nobody knows how many are free
+MEMORY = 16 << 30  # bytes that the fast form may take where the free memory is unknown
 FAST_BATCH = 64  # images per forward pass of the fast form
 JUDGED_AT_ONCE = 1024  # rows of logits: of 6,000 classes 25 MB
 PUBLISHED_FLAGS = ("epochs", "lr_head", "weight_decay")
@@ -118,7 +118,7 @@ def fit_head(
         labels: (N,) numbers into `classes`.
         classes: K names.
         embedder: what gave the features.
-        l2: penalty on standardised features; unless told, the best of a sweep on a fifth of the rows.
+        l2: penalty on standardized features; by default the best of a sweep on a fifth of the rows.
         seed: of the rows that are set aside.
 
     Raises:
@@ -144,14 +144,14 @@ def fit_head(
 
 
 def evaluate_linear(config: LinearConfig) -> EvaluationResult:
-    """Train a linear classifier on a frozen backbone, and judge it on images that it has not seen.
+    """Train a linear classifier on a frozen backbone, and evaluate it on held-out images.
 
     Raises:
         DataError: labels are missing or do not fit.
-        ConfigError: no images to judge by, or a device that is not there.
-        WeightsError: the weights cannot be had.
+        ConfigError: no validation images, or a device that is not there.
+        WeightsError: the weights cannot be found or loaded.
         OutputError: the folder belongs to another evaluation, or the classifier cannot be saved.
-        StoppedEarly: a stop signal; the same call goes on.
+        StoppedEarly: a stop signal; the same call resumes.
     """
     with open_world(config.device) as world:
         if world.writes:
@@ -170,14 +170,16 @@ def evaluate_linear(config: LinearConfig) -> EvaluationResult:
 
 
 def _refuse(config: LinearConfig, names: Sequence[str], form: str) -> None:
-    """A flag that would be ignored is a mistake."""
+    """Refuse flags that would be ignored."""
     for name in names:
         if getattr(config, name):
-            raise ConfigError(f"{form} has no --{name.replace('_', '-')}; leave it out, or choose the --protocol")
+            raise ConfigError(
+                f"{form} does not use --{name.replace('_', '-')}; remove it, or choose another --protocol"
+            )
 
 
 class _Probe(NamedTuple):
-    """What the fast form is made of, on the process that writes."""
+    """Inputs of the fast form, on the process that writes."""
 
     learned: FeatureArray
     """(N, D)"""
@@ -193,7 +195,7 @@ class _Probe(NamedTuple):
 def _from_images(
     config: LinearConfig, train: LabeledImages, val: LabeledImages, weights: Weights, world: World
 ) -> EvaluationResult:
-    """The processes share the embedding; one of them makes the classifier, and all get its result."""
+    """Share the embedding among the processes; one of them trains the classifier, and all get its result."""
     started = time.monotonic()
     embedder = Embedder(weights.build(), weights.preprocessing, device=world.device, precision=config.precision)
     job = {
@@ -206,14 +208,14 @@ def _from_images(
     with open_job(config.out, job, overwrite=config.overwrite, world=world) as folder:
         learned, judged = (
             extract_features(
-                labelled.source,
+                labeled.source,
                 embedder,
                 folder and folder / "features" / name,
                 world=world,
                 batch_size=config.batch_size or FAST_BATCH,
                 workers=resolve_workers(config.workers),
             )
-            for name, labelled in (("train", train), ("val", val))
+            for name, labeled in (("train", train), ("val", val))
         )
         if learned is not None and judged is not None:
             probe = _Probe(learned, train.labels, judged, val.labels, train.classes, weights, config.weights)
@@ -266,7 +268,7 @@ def _job(config: LinearConfig, weights_sha256: str) -> dict[str, Any]:
 def _judge(
     probe: _Probe, config: LinearConfig, folder: Path | None, job: dict[str, Any], world: World, started: float
 ) -> EvaluationResult:
-    """Train the classifier, judge it, and keep both it and the result."""
+    """Train the classifier, evaluate it, and save both it and the result."""
     found = fit_linear(
         probe.learned,
         probe.labels,

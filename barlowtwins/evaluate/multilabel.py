@@ -31,7 +31,7 @@ class MultiLabeled(NamedTuple):
 
 
 def open_multilabel(data: str, val: str | None = None) -> tuple[MultiLabeled, MultiLabeled]:
-    """Open images to learn from and held-out ones.
+    """Open training and validation images.
 
     Args:
         data: a VOC folder (with ImageSets/Main and JPEGImages), of which trainval is taken; or a list, as
@@ -39,11 +39,13 @@ def open_multilabel(data: str, val: str | None = None) -> tuple[MultiLabeled, Mu
         val: the same for the held-out images; None takes the test images of the VOC folder.
 
     Raises:
-        ConfigError: no `val`, and `data` is no VOC folder.
+        ConfigError: no `val`, and `data` is not a VOC folder.
         DataError: files are missing or not of that form; classes of `val` that are not in `data`.
     """
     if val is None and not is_voc(Path(data)):
-        raise ConfigError(f"{data} is no VOC folder with test images of its own; give a list to judge by with --val")
+        raise ConfigError(
+            f"{data} is not a VOC folder with test images of its own; pass a list of validation images with --val"
+        )
     train = _open(data, "train", None)
     return train, _open(val or data, "test", train.classes)
 
@@ -58,7 +60,7 @@ def _open(data: str, split: str, classes: tuple[str, ...] | None) -> MultiLabele
 
 
 def _open_voc(folder: Path, split: str, classes: tuple[str, ...] | None) -> MultiLabeled:
-    """ImageSets/Main/CLASS_SPLIT.txt: an image and 1, 0 or -1 a line, the same images in each."""
+    """ImageSets/Main/CLASS_SPLIT.txt: one image and 1, 0 or -1 per line, the same images in each."""
     files = folder / "ImageSets" / "Main"
     found = tuple(sorted(path.name.removesuffix(f"_{split}.txt") for path in files.glob(f"*_{split}.txt")))
     if not found:
@@ -81,7 +83,7 @@ def _read_column(path: Path) -> dict[str, int]:
         fields = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
         column = {image: int(value) for image, value in fields}
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} must have an image and 1, 0 or -1 a line: {error}") from error
+        raise DataError(f"{path} must have an image and 1, 0 or -1 per line: {error}") from error
     if wrong := set(column.values()) - {PRESENT, IGNORED, ABSENT}:
         raise DataError(f"{path} has the value {wrong.pop()}; it must be 1, 0 or -1")
     return column
@@ -102,7 +104,7 @@ def _agreed(found: tuple[str, ...], classes: tuple[str, ...] | None, *, data: st
     unknown = [name for name in found if classes is not None and name not in classes]
     if unknown:
         raise DataError(
-            f"{data} has classes that are not among those to learn: {', '.join(unknown[:5])}; leave them "
+            f"{data} has classes that are not in the training data: {', '.join(unknown[:5])}; leave them "
             f"out, or learn them too"
         )
     return classes or found

@@ -1,4 +1,4 @@
-"""Protocols: the numbers of a supervised training, and the learning rate as a function of the step."""
+"""Protocols: the hyperparameters of supervised training, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Protocol:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of the random crops, as a fraction of the image's."""
     least_steps: int = 0
-    """Little data is passed over more often, until there are so many steps."""
+    """More epochs on little data, until there are so many steps."""
 
     @property
     def frozen(self) -> bool:
@@ -44,14 +44,14 @@ class Protocol:
         return self.lr_backbone == 0
 
     def with_flags(self, flags: object) -> Protocol:
-        """This protocol with the fields of a configuration that are not None in place of its own."""
+        """Return this protocol with the fields of a configuration that are not None in place of its own."""
         flagged: dict[str, Any] = {name: getattr(flags, name, None) for name in OPEN}
         given = {name: value for name, value in flagged.items() if value is not None}
         least_steps = 0 if "epochs" in given else self.least_steps
         return dataclasses.replace(self, **given, least_steps=least_steps)
 
     def for_data(self, steps_per_epoch: int) -> Protocol:
-        """This protocol with the number of epochs that data of this length get."""
+        """Return this protocol with the number of epochs for data of this length."""
         epochs = max(self.epochs, math.ceil(self.least_steps / steps_per_epoch))
         return dataclasses.replace(self, epochs=epochs, least_steps=0)
 
@@ -74,7 +74,7 @@ FINE_TUNING = {
         Protocol("paper", 20, 256, 0.5, 0.002, 0.0, "steps"),  # the paper's appendix
     )
 }
-SMALL_SIDE, SMALL_CROPS = 64, (0.6, 1.0)  # pixels; of so small an image a crop of a quarter leaves little to recognise
+SMALL_SIDE, SMALL_CROPS = 64, (0.6, 1.0)  # pixels; a crop of a quarter of a small image shows too little
 
 
 def fine_tuning(name: str, image_size: int) -> Protocol:
@@ -94,4 +94,4 @@ def learning_rate(protocol: Protocol, step: int, steps_per_epoch: int) -> float:
         return 0.2 ** ((5 * epoch >= 3 * protocol.epochs) + (5 * epoch >= 4 * protocol.epochs))
     if protocol.schedule == "warm-up":
         return learning_rate_factor(step, steps=steps, warmup_steps=max(1, steps // 20), final=0.0)
-    raise ConfigError(f"there is no schedule {protocol.schedule!r}; choose one of the protocols as they are")
+    raise ConfigError(f"there is no schedule {protocol.schedule!r}; use cosine, steps or warm-up")

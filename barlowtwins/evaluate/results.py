@@ -1,4 +1,4 @@
-"""What an evaluation that trains a classifier came to."""
+"""The result of an evaluation that trains a classifier."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class EvaluationResult:
     protocol: str
     """Such as fast or published."""
     scores: Scores
-    """On the images to judge by, after the last step: none of them chose anything."""
+    """On the validation images after the last step; these are never used to choose hyperparameters."""
     train_images: int
-    """Labeled images that were learned from."""
+    """Labeled images used for training."""
     hyperparameters: dict[str, Any]
     """Those that were used, and how they were found."""
     seconds: float
@@ -48,10 +48,10 @@ class EvaluationResult:
         }
 
     def summary(self) -> str:
-        """What a person is told."""
+        """Return a summary in words."""
         used = ", ".join(f"{name} {_text(value)}" for name, value in self.hyperparameters.items())
         lines = [
-            f"{self.evaluation} ({self.protocol}) on {self.train_images:,} labelled images: {used}",
+            f"{self.evaluation} ({self.protocol}) on {self.train_images:,} labeled images: {used}",
             self.scores.summary(),
         ]
         if self.out:

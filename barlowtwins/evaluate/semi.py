@@ -1,6 +1,6 @@
 """Semi-supervised: fine-tuning on a fraction of the labels, after pretraining on all images without.
 
-Of ImageNet, 1 and 10 percent are published lists of files, the same for everybody; they are fetched once, verified and
+Of ImageNet, 1 and 10 percent are published lists of files, the same for everyone; they are fetched once, verified and
 kept. Of other data a fraction is drawn, as many images of each class, as a function of the seed.
 """
 
@@ -75,7 +75,7 @@ def evaluate_semi(config: SemiConfig) -> EvaluationResult:
     """Fine-tune a backbone on a fraction of the labels, and judge it on images that it has not seen.
 
     Raises:
-        UsageError: a percentage that is no number from 0 to 100, nor a file.
+        UsageError: a percentage that is neither a number from 0 to 100 nor a file.
         DataError: a list that does not fit the images.
         DownloadError: ImageNet's list cannot be fetched.
         BarlowTwinsError: as `evaluate_finetune`.
@@ -101,8 +101,8 @@ def draw_fraction(
     """Choose the images whose labels are used.
 
     Args:
-        train: all labelled images.
-        percent: a number, or the path of a text file with an image a line.
+        train: all labeled images.
+        percent: a number, or the path of a text file with one image per line.
         seed: of a draw.
         cache: where published lists are kept.
         lists: those of ImageNet, by percentage.
@@ -138,21 +138,21 @@ def fetch_list(published: PublishedList, cache: Path) -> Path:
     """The file of a published list: from the cache if it is there and sound, else fetched and verified.
 
     Raises:
-        DownloadError: it cannot be had. It may be put into the cache by hand, or given as `--percent FILE`.
+        DownloadError: it cannot be downloaded. Put it into the cache by hand, or pass it as `--percent FILE`.
     """
     name = published.url.rsplit("/", 1)[1]
     return download(published.url, cache / name, sha256=published.sha256, size=published.size)
 
 
 def listed_images(source: Source, file: Path) -> npt.NDArray[np.int64]:
-    """The images of `source` that a text file names, one a line, by key or by file name alone; (n,) indices, sorted.
+    """The images of `source` that a text file names, one per line, by key or by file name alone; (n,) indices, sorted.
 
     Raises:
         DataError: the list is empty or no text, or names images that are not there or that cannot be told apart.
     """
     names = [line.strip() for line in read_text(file).split("\n") if line.strip()]
     if not names:
-        raise DataError(f"the list {file} names no image; give one a line")
+        raise DataError(f"the list {file} names no image; give one per line")
     keys = [source.key(index) for index in range(len(source))]
     by_name = {key.rpartition("/")[2]: index for index, key in enumerate(keys)}
     ambiguous = {name for name, count in Counter(key.rpartition("/")[2] for key in keys).items() if count > 1}

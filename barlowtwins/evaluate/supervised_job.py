@@ -1,4 +1,4 @@
-"""An evaluation that trains a network by one of the protocols: what happens around the loop of `supervised`."""
+"""Run an evaluation that trains a network: folder, training, scores, saved classifier."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def evaluate_trained(
     world: World,
     draw: dict[str, Any] | None = None,
 ) -> EvaluationResult:
-    """Train a fresh classifier, and the backbone below unless it is frozen; judge it; keep it.
+    """Train a new classifier, and the backbone unless it is frozen; evaluate and save it.
 
     Args:
         evaluation: what it is called.
         config: where things are and go.
         protocol: the numbers.
-        train, val: labelled images.
+        train, val: labeled images.
         weights: where the backbone starts from.
         world: the processes.
         draw: how the training images were drawn, for the record.
@@ -100,7 +100,7 @@ def evaluate_trained(
         )
         if world.writes:
             if folder:
-                write_results(folder, job, result)  # first: a classifier that cannot be saved costs no figure
+                write_results(folder, job, result)  # first: the results stay if the classifier cannot be saved
             state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
             if head_file:
                 belonging = Belonging.of(weights, config.weights)
@@ -113,7 +113,7 @@ def evaluate_trained(
 
 
 def _keep_backbone(state: dict[str, Any], weights: Weights, folder: Path | None, head_file: Path) -> Belonging:
-    """Write the fine-tuned backbone, without which its head is worth nothing: into the folder, or beside the head."""
+    """Write the fine-tuned backbone, which its head needs: into the folder, or beside the head."""
     path = folder / "backbone.safetensors" if folder else head_file.with_suffix(".backbone.safetensors")
     backbone = {key: value for key, value in state.items() if not key.startswith("fc.")}
     write_safetensors(path, backbone, backbone_metadata(weights.backbone_name, weights.stem, weights.preprocessing))

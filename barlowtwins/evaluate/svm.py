@@ -1,4 +1,4 @@
-"""One linear SVM a class on frozen features of images with several labels, as on VOC07.
+"""One linear SVM per class on frozen features of images with several labels, as on VOC07.
 
 Rows are scaled to unit length; the cost of each class is chosen by cross-validation on the training images (Goyal et
 al. 2019, section 4; squared hinge loss, a present class weighs twice as much); judged by mean average precision.
@@ -65,7 +65,7 @@ class SVMResult:
     out: str | None = None
 
     def summary(self) -> str:
-        """What a person is told."""
+        """Return a summary in words."""
         hardest = sorted(self.average_precision, key=lambda name: self.average_precision[name])[:3]
         named = ", ".join(f"{name} {self.average_precision[name]:.1f}" for name in hardest)
         return (
@@ -77,14 +77,14 @@ class SVMResult:
 
 
 def evaluate_svm(config: SVMConfig) -> SVMResult:
-    """Train an SVM for each class on a frozen backbone, and judge them on images that they have not seen.
+    """Train an SVM for each class on a frozen backbone, and evaluate them on held-out images.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
         ConfigError, DataError: images that do not fit each other, or too few of a class.
-        WeightsError: the weights cannot be had.
+        WeightsError: the weights cannot be found or loaded.
         OutputError: the folder belongs to another evaluation.
-        StoppedEarly: a stop signal; the same call goes on.
+        StoppedEarly: a stop signal; the same call resumes.
     """
     _sklearn()
     with open_world(config.device) as world:
@@ -151,7 +151,7 @@ def average_precision(scores: npt.NDArray[np.floating], targets: npt.NDArray[np.
     counted = targets != IGNORED
     scores, hits = scores[counted], targets[counted] == PRESENT
     if not hits.any():
-        raise DataError("no image has the class, so there is no precision to average; leave the class out")
+        raise DataError("no image has the class, so precision is undefined; leave the class out")
     order = np.argsort(-scores, kind="stable")
     last_of_equals = np.append(np.diff(scores[order]) != 0, True)
     found = np.cumsum(hits[order])[last_of_equals]
@@ -181,14 +181,14 @@ def _evaluate(config: SVMConfig, world: World) -> SVMResult:
     with open_job(config.out, job, overwrite=config.overwrite, world=world) as folder:
         learned, judged = (
             extract_features(
-                labelled.source,
+                labeled.source,
                 embedder,
                 folder and folder / "features" / name,
                 world=world,
                 batch_size=config.batch_size,
                 workers=resolve_workers(config.workers),
             )
-            for name, labelled in (("train", train), ("val", val))
+            for name, labeled in (("train", train), ("val", val))
         )
         if learned is not None and judged is not None:
             learned, targets = _readable(learned, train.targets)

@@ -183,7 +183,7 @@ def _require_ours(folder: JobFolder, *, overwrite: bool) -> None:
     if begun is None and left:
         names = ", ".join(path.name for path in left)
         raise OutputError(
-            f"{folder.path} holds {names}, but no {JOB}: no evaluation made them, such as those of a pretraining run; "
+            f"{folder.path} holds {names}, but no {JOB}: not from an evaluation, perhaps from a pretraining run; "
             "choose another --out"
         )
     changes = folder.changes(begun) if begun is not None else {}
