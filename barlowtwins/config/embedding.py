@@ -81,7 +81,9 @@ NeighboursConfig = NeighborsConfig  # the name before
 @shared_last
 @dataclass(frozen=True)
 class CheckConfig(NamedData, Reading):
-    """Read every image once and list those that cannot be used."""
+    """Read every image once; say what will be used and how, what cannot be, and what looks wrong."""
 
     data: Positional[FilePath]
     """A folder of images, a text file of paths, tar shards, or a data-set name."""
+    val: FilePath | None = None
+    """Images to judge by: those of them that are also in DATA are counted."""

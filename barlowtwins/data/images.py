@@ -49,7 +49,9 @@ __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "Header",
     "Unreadable",
+    "look",
     "read_array",
     "read_image",
     "suffix_hint",
@@ -174,6 +176,40 @@ def _plain(image: Image.Image) -> Image.Image:
         plain = Image.frombytes(plain.mode, plain.size, plain.tobytes())
     plain.info.clear()  # an orientation left here would be applied a second time by whoever asks for it
     return plain
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is in an image file, before this package makes RGB of it."""
+
+    format: str
+    mode: str
+    """Pillow's, such as "RGB" or "I;16"; of TIFF files that tifffile reads, such as "5 x 16 bits"."""
+    bits: int
+    """Of a channel."""
+    top: int | None = None
+    """The greatest value, of 16-bit images."""
+
+
+def look(data: bytes) -> Header | None:
+    """The format, mode and depth of an image file, and the greatest value of 16 bits; None if it is not an image."""
+    try:
+        with _pillow_warnings_off:
+            file = io.BytesIO(data)
+            layout = tiff.layout_of(file)
+            if layout is not None and not layout.pillow_is_exact:
+                return Header("TIFF", f"{layout.samples} x {layout.kind}{layout.bits}", layout.bits)
+            with _decoder_of(file) as image:
+                format, mode = image.format or "", image.mode
+                bits = {"1": 1, "I": 32, "F": 32}.get(mode, 16 if mode.startswith("I;16") else 8)
+                bits = _png_depth(file) if format == "PNG" else layout.bits if layout is not None else bits
+                top = None
+                if bits == 16:
+                    values = np.asarray(image)
+                    top = int(values.max()) * (1 if values.dtype.itemsize > 1 else 257)
+                return Header(format, mode, bits, top)
+    except _DECODING_ERRORS:
+        return None
 
 
 def upright(file: IO[bytes]) -> bool:

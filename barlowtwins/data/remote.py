@@ -215,6 +215,12 @@ class UrlSource(Source):
         except FileNotFoundError:
             return Unreadable(url, "No such file or directory")
 
+    def content(self, index: int) -> bytes | None:
+        try:
+            return read_bytes(f"{self._url}/{self._keys[index]}")
+        except FileNotFoundError:
+            return None
+
     def fingerprint(self) -> str:
         return fingerprint_of(self, self._sizes)
 

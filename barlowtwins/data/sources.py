@@ -72,6 +72,10 @@ class Source(ABC):
         """The image's file, if it has one."""
         return None
 
+    def content(self, index: int) -> bytes | None:
+        """The bytes of the image's file; None if it has none, or cannot be read. Raises IndexError beyond N."""
+        return None
+
     def array(self) -> npt.NDArray[np.uint8] | None:
         """All images, (N, H, W) grey or (N, H, W, 3) RGB, where they are of one size and in memory; else None."""
         return None
@@ -119,6 +123,13 @@ class FileSource(Source):
 
     def read(self, index: int) -> Image.Image | Unreadable:
         return read_image(self.path(index))
+
+    def content(self, index: int) -> bytes | None:
+        path = self.path(index)
+        try:
+            return path.read_bytes() if path.is_file() else None  # a named pipe would be waited for
+        except OSError:
+            return None
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -250,6 +261,9 @@ class SubsetSource(Source):
 
     def read(self, index: int) -> Image.Image | Unreadable:
         return self.source.read(int(self.indices[index]))
+
+    def content(self, index: int) -> bytes | None:
+        return self.source.content(int(self.indices[index]))
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         images = self.source.array()

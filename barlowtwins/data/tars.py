@@ -106,16 +106,18 @@ class TarSource(Source):
         return self._keys[index]
 
     def read(self, index: int) -> Image.Image | Unreadable:
+        data, size = self.content(index), int(self._sizes[index])
+        if len(data) < size:
+            return Unreadable(self.key(index), f"the archive has only {len(data):,} of its {size:,} bytes")
+        return named(read_image(data), self.key(index))
+
+    def content(self, index: int) -> bytes:
         row = range(len(self))[index]
         tar = self._tars[int(np.searchsorted(self._ends, row, side="right"))]
-        size = int(self._sizes[row])
         try:
-            data = read_range(tar, int(self._offsets[row]), size)
+            return read_range(tar, int(self._offsets[row]), int(self._sizes[row]))
         except OSError as error:  # not one bad image: all of an archive would become NaN
             raise DataError(f"{tar} cannot be read any more ({error.strerror or error}); bring it back") from error
-        if len(data) < size:
-            return Unreadable(self.key(row), f"the archive has only {len(data):,} of its {size:,} bytes")
-        return named(read_image(data), self.key(row))
 
     def fingerprint(self) -> str:
         return fingerprint_of(self, self._sizes)
