@@ -12,11 +12,11 @@ import pytest
 from tiny import write_images, write_weights
 
 from barlowtwins.cli import main
-from barlowtwins.config import EmbedConfig, NeighboursConfig
+from barlowtwins.config import EmbedConfig, NeighborsConfig
 from barlowtwins.core.errors import DataError, UsageError, WeightsError
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embeddings import open_embeddings
-from barlowtwins.reports.neighbors import neighbours
+from barlowtwins.reports.neighbors import neighbors
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_row_is_compared_with_all_others(work: Path) -> None:
     index = list(opened.index())
     row = next(entry.row for entry in index if entry.path == "class1/0007.png")
     twin = next(entry.row for entry in index if entry.path == "class0/twin.png")
-    result = neighbours(NeighboursConfig(str(work / "out"), str(row), k=5))
+    result = neighbors(NeighborsConfig(str(work / "out"), str(row), k=5))
     expected = by_sorting(work, opened.features[row].astype(np.float64), without=row)[:5]
     assert [found.row for found in result.neighbours] == [row for row, _ in expected]
     np.testing.assert_allclose(
@@ -58,7 +58,7 @@ def test_a_row_is_compared_with_all_others(work: Path) -> None:
 
 def test_an_image_file_is_embedded_as_the_rows_were(work: Path) -> None:
     image = work / "images" / "class1" / "0005.png"
-    result = neighbours(NeighboursConfig(str(work / "out"), str(image), k=3))
+    result = neighbors(NeighborsConfig(str(work / "out"), str(image), k=3))
     assert result.neighbours[0].path == "class1/0005.png"
     assert result.neighbours[0].cosine == pytest.approx(1, abs=1e-5)
     assert len(result.neighbours) == 3
@@ -70,12 +70,12 @@ def test_other_preprocessing_than_the_weights_own_is_followed(work: Path, tmp_pa
     )
     embed(replace(config, image_size=16, normalize=True))
     image = work / "images" / "class1" / "0005.png"
-    first = neighbours(NeighboursConfig(str(tmp_path / "out"), str(image), k=1)).neighbours[0]
+    first = neighbors(NeighborsConfig(str(tmp_path / "out"), str(image), k=1)).neighbours[0]
     assert first.path == "class1/0005.png" and first.cosine == pytest.approx(1, abs=1e-5)
 
 
 def test_all_readable_rows_at_most(work: Path) -> None:
-    rows = [found.row for found in neighbours(NeighboursConfig(str(work / "out"), "0", k=1000)).neighbours]
+    rows = [found.row for found in neighbors(NeighborsConfig(str(work / "out"), "0", k=1000)).neighbours]
     bad = next(entry.row for entry in open_embeddings(work / "out").index() if entry.status != "ok")
     assert sorted(rows) == [row for row in range(1, 14) if row != bad]
 
@@ -84,13 +84,13 @@ def test_what_cannot_be_asked_is_told(work: Path, tmp_path: Path) -> None:
     out = str(work / "out")
     bad = next(entry.row for entry in open_embeddings(out).index() if entry.status != "ok")
     with pytest.raises(UsageError, match=r"row 14 does not exist: .* has rows 0 to 13"):
-        neighbours(NeighboursConfig(out, "14"))
+        neighbors(NeighborsConfig(out, "14"))
     with pytest.raises(DataError, match=f"row {bad} .*has no features .*; choose another row"):
-        neighbours(NeighboursConfig(out, str(bad)))
+        neighbors(NeighborsConfig(out, str(bad)))
     with pytest.raises(DataError, match=r"cannot read .*absent\.png"):
-        neighbours(NeighboursConfig(out, str(tmp_path / "absent.png")))
+        neighbors(NeighborsConfig(out, str(tmp_path / "absent.png")))
     with pytest.raises(DataError, match="is not a folder that"):
-        neighbours(NeighboursConfig(str(tmp_path), "0"))
+        neighbors(NeighborsConfig(str(tmp_path), "0"))
 
 
 def test_weights_that_changed_or_went_are_told(work: Path, tmp_path: Path) -> None:
@@ -100,11 +100,11 @@ def test_weights_that_changed_or_went_are_told(work: Path, tmp_path: Path) -> No
     image = str(work / "images" / "class1" / "0005.png")
     write_weights(weights, seed=1)
     with pytest.raises(WeightsError, match=r"has changed since .*; restore it, or embed again"):
-        neighbours(NeighboursConfig(out, image))
+        neighbors(NeighborsConfig(out, image))
     weights.unlink()
     with pytest.raises(WeightsError, match=r"tiny\.safetensors"):
-        neighbours(NeighboursConfig(out, image))
-    assert neighbours(NeighboursConfig(out, "0")).neighbours  # rows need no weights
+        neighbors(NeighborsConfig(out, image))
+    assert neighbors(NeighborsConfig(out, "0")).neighbours  # rows need no weights
 
 
 def test_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_the_label_of_a_file_is_known_where_it_is_one_of_the_rows(
     shutil.copy(image, tmp_path / "other.png")
     monkeypatch.chdir(image.parent)
     found = [
-        neighbours(NeighboursConfig(str(work / "out"), str(query), k=1))
+        neighbors(NeighborsConfig(str(work / "out"), str(query), k=1))
         for query in (image, "0005.png", tmp_path / "other.png")
     ]
     assert [each.label for each in found] == ["class1", "class1", ""]

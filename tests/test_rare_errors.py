@@ -30,7 +30,7 @@ from barlowtwins.config import (
     ExportConfig,
     LinearConfig,
     MapConfig,
-    NeighboursConfig,
+    NeighborsConfig,
     WeightsConvertConfig,
 )
 from barlowtwins.core import safetensors_file
@@ -70,7 +70,7 @@ from barlowtwins.metrics.knn import knn_predict
 from barlowtwins.models.resnet import build_backbone, feature_width, recognize_backbone
 from barlowtwins.models.timm import build_timm
 from barlowtwins.reports.map import map
-from barlowtwins.reports.neighbors import neighbours
+from barlowtwins.reports.neighbors import neighbors
 from barlowtwins.reports.projection import project
 from barlowtwins.reports.sheets import augment
 from barlowtwins.runs.job_folder import read_record
@@ -172,8 +172,8 @@ def test_embedding_folders(work: SimpleNamespace, tmp_path: Path, monkeypatch: p
         DataError,
         "has no labels; use --colour cluster",
     )
-    query = NeighboursConfig(str(work.nothing), query=str(work.images / "0000.png"))
-    fails(lambda: neighbours(query), DataError, "no image in .* could be read; see its index.csv")
+    query = NeighborsConfig(str(work.nothing), query=str(work.images / "0000.png"))
+    fails(lambda: neighbors(query), DataError, "no image in .* could be read; see its index.csv")
     missing(monkeypatch, "pyarrow")
     fails(lambda: require_format("parquet"), MissingExtraError, r"'barlowtwins\[parquet\]'")
     export = MapConfig(str(work.emb), str(tmp_path / "m.html"), export=str(tmp_path / "m.parquet"))
@@ -451,8 +451,8 @@ def test_images_that_are_no_longer_at_hand(work: SimpleNamespace, tmp_path: Path
     folder = shutil.copytree(work.emb, tmp_path / "emb")
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, "root": None, "data": "a folder that was"}))
-    config = NeighboursConfig(str(folder), query="0", sheet=str(tmp_path / "sheet.png"))
-    fails(lambda: neighbours(config), DataError, "for --sheet; name them as --data or --data-root")
+    config = NeighborsConfig(str(folder), query="0", sheet=str(tmp_path / "sheet.png"))
+    fails(lambda: neighbors(config), DataError, "for --sheet; name them as --data or --data-root")
 
 
 def test_a_cluster_that_does_not_answer_and_shards_that_die(work: SimpleNamespace, tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
+from barlowtwins.config.flags import Positional, arg
 from barlowtwins.config.rules import (
     Count,
     FilePath,

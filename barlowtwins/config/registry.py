@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tyro.conf import Positional
-
+from barlowtwins.config.flags import Positional
 from barlowtwins.config.rules import Checked, Count, FilePath
 
 __all__ = [

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import Positional
-
+from barlowtwins.config.flags import Positional
 from barlowtwins.config.rules import Checked, Count, FilePath, Natural, Range, require, shared_last
 from barlowtwins.config.shared import NamedData, Reading, Seeded
 

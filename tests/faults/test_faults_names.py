@@ -17,12 +17,12 @@ import pytest
 from tiny import write_images, write_weights
 
 from barlowtwins.cli import main
-from barlowtwins.config import ClassifyConfig, EmbedConfig, MapConfig, NeighboursConfig
+from barlowtwins.config import ClassifyConfig, EmbedConfig, MapConfig, NeighborsConfig
 from barlowtwins.embedding.embed import embed
 from barlowtwins.embedding.embeddings import open_embeddings
 from barlowtwins.evaluate.classify import classify
 from barlowtwins.reports.map import map
-from barlowtwins.reports.neighbors import neighbours
+from barlowtwins.reports.neighbors import neighbors
 from barlowtwins.zoo.heads import Belonging, Head, save_head, tensors_digest
 from barlowtwins.zoo.weights import load_weights
 
@@ -130,5 +130,5 @@ def test_27_results_are_printed(emb: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(found["neighbours"]) == 98  # all but the row itself and the unreadable one
     assert main(["neighbours", str(emb), "--query", "0", "--k", "99"]) == 0
     assert "\x00" not in capsys.readouterr().out
-    result = neighbours(NeighboursConfig(str(emb), query="0", k=99))
+    result = neighbors(NeighborsConfig(str(emb), query="0", k=99))
     assert {os.fsencode(each.path) for each in result.neighbours} < set(expected())
