@@ -30,6 +30,7 @@ from barlowtwins.config import (
 from barlowtwins.config.rules import Range
 from barlowtwins.config.shared import Batched, Computing, NamedData, Reading, Seeded
 from barlowtwins.core.errors import UsageError
+from barlowtwins.data.open import open_source
 from barlowtwins.train.pretrain import pretrain
 
 CONFIGS = sorted({command.settings for command in COMMANDS.values()}, key=lambda settings: settings.__name__)
@@ -117,6 +118,13 @@ def test_paths_are_taken_and_the_home_folder_is_found(tmp_path: Path, monkeypatc
     assert (found.data_root, found.init) == (home, "a~b")
     assert PretrainConfig("channels:~/arrays", out="y").data == f"channels:{home}/arrays"
     assert NeighborsConfig(Path("emb"), query=Path("~/a.png")).query == os.path.join(home, "a.png")  # type: ignore[arg-type]
+
+
+def test_images_may_be_a_source_that_is_open() -> None:
+    source = open_source("shapes:8")
+    assert PretrainConfig(source, "run").data is source  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="out must be a path"):
+        PretrainConfig(source, source)  # type: ignore[arg-type]
 
 
 def test_whole_floats_lists_and_numpy_numbers_are_converted() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from barlowtwins.config.flags import Positional, arg
-from barlowtwins.config.rules import Count, FilePath, part_of, require, shared_last
+from barlowtwins.config.rules import Count, DataPath, FilePath, part_of, require, shared_last
 from barlowtwins.config.shared import Batched, Computing, NamedData, Reading
 
 __all__ = ["CheckConfig", "EmbedConfig", "NeighborsConfig", "NeighboursConfig"]
@@ -17,7 +17,7 @@ __all__ = ["CheckConfig", "EmbedConfig", "NeighborsConfig", "NeighboursConfig"]
 class EmbedConfig(NamedData, Computing, Reading, Batched):
     """Embed images: one row of features for each, in the order of the sorted source."""
 
-    data: Positional[FilePath]
+    data: Positional[DataPath]
     """A folder of images, a text file of paths, tar shards, or a data-set name."""
     weights: FilePath
     """A registry name, a local weight file, an https URL, or a RUN folder."""
@@ -82,7 +82,7 @@ NeighboursConfig = NeighborsConfig  # the name before
 class CheckConfig(NamedData, Reading):
     """Read every image once; say what will be used and how, what cannot be, and what looks wrong."""
 
-    data: Positional[FilePath]
+    data: Positional[DataPath]
     """A folder of images, a text file of paths, tar shards, or a data-set name."""
     val: FilePath | None = None
     """Images to judge by: those of them that are also in DATA are counted."""

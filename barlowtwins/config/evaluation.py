@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from barlowtwins.config.flags import Positional
 from barlowtwins.config.rules import (
     Count,
+    DataPath,
     FilePath,
     Fraction,
     NonNegative,
@@ -26,9 +27,9 @@ __all__ = ["ClassifyConfig", "FinetuneConfig", "KNNConfig", "LinearConfig", "SVM
 class KNNConfig(Seeded, NamedData, Computing, Reading, Batched):
     """Weighted k-nearest-neighbor classification on frozen features."""
 
-    train: Positional[FilePath]
+    train: Positional[DataPath]
     """Labeled images that form the bank: a class-per-folder tree, a data-set name, or an EMB folder."""
-    val: FilePath | None = None
+    val: DataPath | None = None
     """Labeled images to classify; by default, the test split of a named data set."""
     weights: FilePath = "resnet50"
     """A registry name, a local weight file, an https URL, a RUN folder; "pixels" or "random" for the baselines."""
@@ -51,9 +52,9 @@ class KNNConfig(Seeded, NamedData, Computing, Reading, Batched):
 class _LabelledConfig(Seeded, NamedData, Computing, Reading):
     """What every evaluation takes that trains a classifier."""
 
-    train: Positional[FilePath]
+    train: Positional[DataPath]
     """Labeled images to learn from: a class-per-folder tree, a list with labels, or a data-set name."""
-    val: FilePath | None = None
+    val: DataPath | None = None
     """Labeled images to judge by, used for nothing else; by default, the test split of a named data set."""
     weights: FilePath = "resnet50"
     """A registry name, a local weight file, an https URL, or a RUN folder."""
@@ -127,9 +128,9 @@ class SemiConfig(FinetuneConfig):
 class SVMConfig(Seeded, Computing, Reading, Batched):
     """One linear SVM per class on frozen features of multi-label images: mean average precision, as on VOC07."""
 
-    train: Positional[FilePath]
+    train: Positional[DataPath]
     """A VOC folder (VOCdevkit/VOC2007), or a list whose labels are joined by semicolons."""
-    val: FilePath | None = None
+    val: DataPath | None = None
     """Images to judge by; by default the test images of a VOC folder."""
     weights: FilePath = "resnet50"
     """A registry name, a local weight file, an https URL, or a RUN folder."""
@@ -152,7 +153,7 @@ class SVMConfig(Seeded, Computing, Reading, Batched):
 class ClassifyConfig(NamedData, Computing, Reading, Batched):
     """Label images with a trained classifier: one line of the CSV file for each, in the order of the sorted source."""
 
-    images: Positional[FilePath]
+    images: Positional[DataPath]
     """A folder of images, a text file of paths, tar shards, one image, or a data-set name."""
     head: FilePath
     """The classifier: a file of `barlowtwins evaluate ... --save-head`, or a registry name that has one."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from barlowtwins.config.flags import Positional, arg
 from barlowtwins.config.rules import (
     Count,
+    DataPath,
     FilePath,
     Fraction,
     Natural,
@@ -26,13 +27,13 @@ __all__ = ["DemoConfig", "PretrainConfig"]
 class PretrainConfig(Seeded, NamedData, Computing, Reading):
     """Pretrain a backbone on unlabeled images."""
 
-    data: Positional[FilePath]
+    data: Positional[DataPath]
     """A folder of images, a text file of paths, tar shards, or a data-set name (shapes, cifar10, ...)."""
     out: Annotated[FilePath, arg(metavar="FOLDER")]
     """The RUN folder: configuration, metrics, checkpoints and weights go there."""
     recipe: FilePath = "auto"
     """A recipe's name or TOML file; auto picks one from the data and the image size. Flags override it."""
-    val: FilePath | None = None
+    val: DataPath | None = None
     """Held-out labeled images for the online kNN; auto for data sets that have a test split. "none" turns it off."""
     backbone: str | None = None
     """A torchvision ResNet (resnet18, resnet50, wide_resnet50_2, ...), a small one for CPUs (resnet10_x0_5, or

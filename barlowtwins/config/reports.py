@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from barlowtwins.config.flags import Positional
-from barlowtwins.config.rules import Checked, Count, FilePath, Natural, Range, require, shared_last
+from barlowtwins.config.rules import Checked, Count, DataPath, FilePath, Natural, Range, require, shared_last
 from barlowtwins.config.shared import NamedData, Reading, Seeded
 
 __all__ = ["AugmentConfig", "MapConfig", "ReportConfig"]
@@ -56,7 +56,7 @@ class MapConfig(Seeded, NamedData, Reading):
 class AugmentConfig(Seeded, NamedData):
     """Draw images and their augmented views side by side, with what was drawn for each."""
 
-    data: Positional[FilePath]
+    data: Positional[DataPath]
     """A folder of images, a text file of paths, tar shards, or a data-set name."""
     out: FilePath
     """The picture: a PNG, JPEG or WebP file."""

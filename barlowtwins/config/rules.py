@@ -22,6 +22,7 @@ from barlowtwins.core.errors import UsageError
 __all__ = [
     "Checked",
     "Count",
+    "DataPath",
     "FilePath",
     "Fraction",
     "Natural",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 Class = TypeVar("Class", bound=type)
+Notes = tuple[Any, ...]  # what `Annotated` adds to a type
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,11 @@ class Range:
         return f"{'>' if self.above else '>='} {self.low}"
 
 
-PATH = "path"
+PATH, SOURCE = "path", "source"
 FilePath = Annotated[str, PATH]
-"""A file, folder or other source; `~` is the home folder."""
+"""A file, a folder or a name; `~` is the home folder."""
+DataPath = Annotated[str, PATH, SOURCE]
+"""The same for images; in Python also a `Source` that is open."""
 Count = Annotated[int, Range(1)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Natural = Annotated[int, Range(0)]
@@ -98,7 +102,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     Raises:
         UsageError: it is of another type, or out of range.
     """
-    notes: tuple[Any, ...] = ()
+    notes: Notes = ()
     while get_origin(kind) is Annotated:
         kind, *more = get_args(kind)
         notes += tuple(more)
@@ -111,7 +115,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         require(isinstance(value, (tuple, list)), f"{name} must be a tuple or a list, got {value!r}", name)
         return tuple(convert(name, item, arms[0]) for item in value)
-    words, found = READERS[kind](value, PATH in notes)
+    words, found = READERS[kind](value, notes)
     require(found is not None, f"{name} must be {words}, got {value!r}", name)
     for note in notes:
         if isinstance(note, Range):
@@ -119,9 +123,11 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     return found
 
 
-def _text(value: Any, is_path: bool) -> tuple[str, str | None]:
-    if not is_path:
+def _text(value: Any, notes: Notes) -> tuple[str, str | None]:
+    if PATH not in notes:
         return "a string", value if isinstance(value, str) else None
+    if SOURCE in notes and callable(getattr(value, "fingerprint", None)):
+        return "a source", value
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     return "a path", _at_home(value) if isinstance(value, str) else None
@@ -133,12 +139,12 @@ def _at_home(path: str) -> str:
     return prefix + os.path.expanduser(tilde + rest) if tilde else path
 
 
-def _whole(value: Any, is_path: bool) -> tuple[str, int | None]:
+def _whole(value: Any, notes: Notes) -> tuple[str, int | None]:
     whole = not isinstance(value, bool) and isinstance(value, numbers.Real) and value == value // 1
     return "a whole number", int(value) if whole else None
 
 
-def _number(value: Any, is_path: bool) -> tuple[str, float | None]:
+def _number(value: Any, notes: Notes) -> tuple[str, float | None]:
     real = not isinstance(value, bool) and isinstance(value, numbers.Real)
     try:
         return "a number", float(value) if real else None
@@ -146,11 +152,11 @@ def _number(value: Any, is_path: bool) -> tuple[str, float | None]:
         return "a number", None
 
 
-def _truth(value: Any, is_path: bool) -> tuple[str, bool | None]:
+def _truth(value: Any, notes: Notes) -> tuple[str, bool | None]:
     return "True or False", value if isinstance(value, bool) else None
 
 
-READERS: dict[Any, Callable[[Any, bool], tuple[str, Any]]] = {str: _text, int: _whole, float: _number, bool: _truth}
+READERS: dict[Any, Callable[[Any, Notes], tuple[str, Any]]] = {str: _text, int: _whole, float: _number, bool: _truth}
 """What reads a value of each type: says in words what it takes, and returns None for anything else."""
 
 
