@@ -195,7 +195,7 @@ def test_bad_images_of_earlier_batches_count() -> None:
 
 
 def test_where_no_stand_in_is_found_the_run_stops_whatever_is_allowed() -> None:
-    with pytest.raises(TrainingError, match="and none was found to stand in"):
+    with pytest.raises(TrainingError, match="and no replacement was found"):
         require_readable(bad(1, 2, exhausted=True), set(), 100, ALONE)
 
 

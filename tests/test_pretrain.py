@@ -279,7 +279,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
 
 def test_a_run_that_is_told_to_stop_early_says_that_it_is_not_finished(tmp_path: Path) -> None:
     result = pretrain(tiny(tmp_path, max_steps=2, val="none"))
-    assert result.summary().startswith("stopped at step 2 of 12, as --max-steps says; without it the run goes on")
+    assert result.summary().startswith("stopped at --max-steps, step 2 of 12; rerun without it to continue")
 
 
 def test_going_on_from_an_older_file_gives_the_newer_ones_up(tmp_path: Path) -> None:

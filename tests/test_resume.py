@@ -93,7 +93,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_a_result_without_checkpoints_is_not_written_over(tmp_path: Path, resume: str) -> None:
     (tmp_path / "model.safetensors").write_text("weeks of work")
-    with pytest.raises(OutputError, match="holds the weights of a run, but no checkpoint to go on from"):
+    with pytest.raises(OutputError, match="holds the weights of a run, but no checkpoint to resume from"):
         find(tmp_path, resume=resume)
 
 

@@ -23,7 +23,7 @@ from barlowtwins.views.twins import Rows, TwinBatch
 __all__ = ["Evidence", "FiniteGuard", "TrainingBatch", "is_out_of_memory", "require_finite_weights", "require_readable"]
 
 WAY_OUT = (
-    "Go on from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change), or look at the "
+    "Resume from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change), or look at the "
     "images"
 )
 NO_MEMORY = ("can't allocate memory", "not enough memory")  # in the words of torch's CPU allocator
@@ -175,7 +175,7 @@ def _mark(device: torch.device) -> torch.cuda.Event | None:
 
 
 def require_finite_weights(model: BarlowTwins, step: int) -> None:
-    """Let nothing be saved that cannot be gone on from: finite gradients, too, can make an update overflow.
+    """Refuse to save a network that cannot be resumed from: finite gradients, too, can make an update overflow.
 
     Raises:
         TrainingError: the network holds a number that is not finite.
@@ -185,7 +185,7 @@ def require_finite_weights(model: BarlowTwins, step: int) -> None:
     if bad := [name for name, good in zip(named, finite, strict=True) if not good]:
         raise TrainingError(
             f"{len(bad)} tensors of the network, {bad[0]} first, are not finite after step {step}: not saved. "
-            "Go on from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change)"
+            "Resume from the last checkpoint with a lower --lr or longer --warmup-epochs (and --allow-change)"
         )
 
 
@@ -202,18 +202,18 @@ def require_readable(batch: TrainingBatch, unreadable: set[int], most: float, wo
         `unreadable` with the new ones.
 
     Raises:
-        TrainingError: there are more than `most`, or no readable image was found to stand in for one.
+        TrainingError: there are more than `most`, or no readable image was found to replace one.
     """
     if not world.any(bool(batch.unreadable)):
         return unreadable
     for index in sorted(set(batch.unreadable) - unreadable)[:3]:
-        say(f"unreadable, another image stands in: {batch.unreadable[index].path}: {batch.unreadable[index].why}")
+        say(f"skipping unreadable image (substituted): {batch.unreadable[index].path}: {batch.unreadable[index].why}")
     unreadable = world.union(unreadable | set(batch.unreadable))
     too_many, exhausted = len(unreadable) > most, world.any(batch.exhausted)
     if too_many or exhausted:
         first = next(iter(batch.unreadable.values()), None)
         example = f" (such as {first.path}: {first.why})" if first else ""
-        why = f"more than the {int(most)} that --max-bad allows" if too_many else "and none was found to stand in"
+        why = f"more than the {int(most)} that --max-bad allows" if too_many else "and no replacement was found"
         raise TrainingError(
             f"images that cannot be read: {len(unreadable)}{example}, {why}; `barlowtwins check DATA` lists them"
         )

@@ -1,7 +1,7 @@
 """What a run will take, before it begins: memory by parts, and time from ten steps on random input and a real batch.
 
     time   = steps x max(network and loss, reading / workers)
-    memory = parameters + gradients + optimiser + activations + input
+    memory = parameters + gradients + optimizer + activations + input
 
 On a CPU the activations are the bytes that autograd keeps for the backward pass; on a GPU they are what the allocator
 held at its peak beyond the rest. Looks, kNN and checkpoints are not in the time. Where a whole batch would take a CPU's
@@ -49,7 +49,7 @@ class Memory:
     """Weights and batch norm's statistics."""
     gradients: int
     optimizer: int
-    """What the optimiser keeps of each parameter."""
+    """What the optimizer keeps of each parameter."""
     activations: int
     """What the backward pass needs of a step, the loss included; temporary buffers on a CPU are not."""
     input: int

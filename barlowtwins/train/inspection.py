@@ -110,7 +110,7 @@ class Inspector:
 
     Args:
         source: the training data.
-        queries: held-out images whose neighbours are looked for; a few of the training data's unless there are any.
+        queries: held-out images whose neighbors are looked for; a few of the training data's unless there are any.
         transform: makes the views, a function of (seed, epoch, index).
         preprocessing: what the backbone is evaluated with.
         folder: for the snapshots.
@@ -205,7 +205,7 @@ class Inspector:
         # Double precision, next to no eps: in evaluation mode an untrained network's features vary by very little.
         z1, z2 = (z[:, :BLOCK].double() for z in (seen.z1, seen.z2))
         block = cross_correlation(z1, z2, eps=1e-24)  # (d, d)
-        shown = self._neighbours(seen, model)
+        shown = self._neighbors(seen, model)
         first = sorted(unreadable)[:NAMED]
         return Snapshot(
             step=step,
@@ -222,7 +222,7 @@ class Inspector:
             **shown,
         )
 
-    def _neighbours(self, seen: _Seen, model: BarlowTwins) -> dict[str, Any]:
+    def _neighbors(self, seen: _Seen, model: BarlowTwins) -> dict[str, Any]:
         """The queries, and the images looked at that are nearest to each, as the fields of a snapshot."""
         k = min(NEIGHBOURS, len(seen.rows))
         embedder = Embedder(model.backbone, self.preprocessing, device=self.device)
@@ -263,7 +263,7 @@ class _Seen:
     features: npt.NDArray[np.float32]  # (N, D) of the backbone
     z1: Tensor  # (N, D) embeddings of the first views
     z2: Tensor
-    pairs: Tensor  # (P, 2, C, S, S), normalised
+    pairs: Tensor  # (P, 2, C, S, S), normalized
     pair_rows: npt.NDArray[np.int64]  # (P,) of the source
 
 

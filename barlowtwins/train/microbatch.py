@@ -67,7 +67,7 @@ def _split(x: Tensor, size: int) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _statistics_untouched(model: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by the batch inside, but do not move their running statistics: the second pass does."""
+    """Batch norms normalize by the batch inside, but do not move their running statistics: the second pass does."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

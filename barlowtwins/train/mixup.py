@@ -2,7 +2,7 @@
 Against Overfitting with Mixed Samples", https://arxiv.org/abs/2312.02151).
 
 A mix of two views, y = alpha y1 + (1 - alpha) y2[order], should have the mix of their embeddings. With A, B and M the
-standardised embeddings of y1, y2 and y, and C(X, Y) = X'Y / N, the authors' code adds to the loss
+standardized embeddings of y1, y2 and y, and C(X, Y) = X'Y / N, the authors' code adds to the loss
 
     weight * lambd * ( |C(M, A) - alpha C(A, A) - (1 - alpha) C(B[order], A)|^2
                      + |C(M, B) - alpha C(A, B) - (1 - alpha) C(B[order], B)|^2 )
@@ -51,7 +51,7 @@ def mixup_loss(z1: Tensor, z2: Tensor, z: Tensor, mix: Mix, *, eps: float = EPS)
     """What the regulariser is before its weight and lambd; differentiable.
 
     Args:
-        z1, z2: (N, D) embeddings of the two views, not standardised.
+        z1, z2: (N, D) embeddings of the two views, not standardized.
         z: (N, D) of their mix.
         mix: how they were mixed.
         eps: see `standardize`.
@@ -75,7 +75,7 @@ def mixed_loss(model: BarlowTwins, y1: Tensor, y2: Tensor, mix: Mix, *, weight: 
         model: passes the mix through the network as a third view.
         y1, y2: (N, C, S, S), the two views.
         mix: of this step.
-        weight: 0 or more; the authors' code has 5 unless told.
+        weight: 0 or more; 5 by default in the authors' code.
     """
     z1, z2, z = model.embed(y1), model.embed(y2), model.embed(mix.of(y1, y2))
     loss = model.loss

@@ -28,11 +28,11 @@ BANK, QUERIES = 10_000, 2_000  # images at most: an evaluation should take secon
 NEIGHBOURS = 20
 PENALTY = 1e-3  # of the probe, one for all: `evaluate linear` looks for the best
 BATCH = 128
-ASIDE = 6  # of labelled images without a test split, every sixth is a query
+ASIDE = 6  # of labeled images without a test split, every sixth is a query
 
 
 def held_out(config: PretrainConfig, source: Source) -> tuple[Source, Source] | None:
-    """The labelled images that are the bank and those that are classified by it, or None where there are no labels.
+    """The labeled images that are the bank and those that are classified by it, or None where there are no labels.
 
     Queries are what `--val` names, else the test split of a named data set, else every sixth image of the training
     data: training may see it, but its label counts for nothing there. Where the training data have no labels, `--val`
@@ -76,11 +76,11 @@ class OnlineEvaluation(Callback):
         Raises:
             DataError: see `held_out`.
         """
-        labelled = held_out(setup.config, setup.source)
-        if labelled is None:
+        labeled = held_out(setup.config, setup.source)
+        if labeled is None:
             return None
         preprocessing = setup.transform.recipe.preprocessing()
-        return cls(OnlineKNN(*labelled, preprocessing, device=str(setup.world.device), workers=setup.workers))
+        return cls(OnlineKNN(*labeled, preprocessing, device=str(setup.world.device), workers=setup.workers))
 
     def on_epoch(self, run: RunState, /) -> None:
         """Evaluate what is due, and was not evaluated at this step by an earlier process."""
@@ -98,7 +98,7 @@ class OnlineEvaluation(Callback):
 class OnlineKNN:
     """Weighted kNN (k = 20, T = 0.07) and a linear probe of held-out images, on features of the network as it stands.
 
-    The probe is multinomial logistic regression on standardised features, penalty 1e-3, trained to convergence.
+    The probe is multinomial logistic regression on standardized features, penalty 1e-3, trained to convergence.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class OnlineKNN:
 
         Args:
             backbone: (n, C, S, S) -> (n, D).
-            knn: by their neighbours in the bank.
+            knn: by their neighbors in the bank.
             probe: by a linear classifier trained on the bank. Both take the same features.
             give_up: asked after each batch; the answer True ends it.
 

@@ -1,4 +1,4 @@
-"""What `pretrain` returns, and what it says at the end."""
+"""The result of `pretrain`, and its summary."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PretrainResult:
     images_per_second: float | None = None
     """Over this process's own steps."""
     begun_at: int = 0
-    """The step from which this process went on."""
+    """The step at which this process began."""
     unreadable: int = 0
     """Images that could not be read and were replaced."""
     estimate: Estimate | None = None
@@ -51,7 +51,7 @@ def _last_words(result: PretrainResult) -> str:
     """What a person is told at the end of a run: how good it is, and what to do next."""
     settings, steps, out = result.settings, result.plan.steps, shlex.quote(result.out)
     if result.step < steps:
-        head = f"stopped at step {result.step:,} of {steps:,}, as --max-steps says; without it the run goes on"
+        head = f"stopped at --max-steps, step {result.step:,} of {steps:,}; rerun without it to continue"
     elif result.begun_at == steps:
         head = f"already finished at step {steps:,}: nothing was left to do in {result.out}"
     else:

@@ -35,7 +35,7 @@ MATHS = (
 )
 # Of those, what the tensors of a checkpoint are made for: no flag carries them over.
 SHAPES = ("backbone", "stem", "channels", "projector", "optimizer")
-# What a change of the others means for the run that goes on.
+# What a change of the others means for the run that resumes.
 MEANS = {
     "precision": "rounding differs from here on",
     "micro_batch_size": "the loss is still that of the whole batch, but batch norm in the backbone sees other parts",
@@ -71,7 +71,7 @@ def agree_on_checkpoint(
 def find_checkpoint(
     config: PretrainConfig, record: dict[str, Any], run: Path, data: dict[str, Any], *, world_size: int = 1
 ) -> Checkpoint | None:
-    """The checkpoint to go on from, checked against the settings and the data; None to begin at step 0.
+    """The checkpoint to resume from, checked against the settings and the data; None to begin at step 0.
 
     Args:
         config: `resume` and `allow_change` are read.
@@ -81,9 +81,9 @@ def find_checkpoint(
         world_size: processes that share the batch; another number than before is said, and changes only rounding.
 
     Raises:
-        ConfigError: `--allow-change` names what is no setting.
+        ConfigError: `--allow-change` names something that is not a setting.
         CheckpointError: it cannot be read, or belongs to other settings or other data; the message names each.
-        OutputError: `--resume never`, and there are checkpoints; or there is a result, but nothing to go on from.
+        OutputError: `--resume never`, and there are checkpoints; or there is a result, but nothing to resume from.
     """
     allowed = _allowed(config, record)
     if config.resume == "never" and list_checkpoints(run):
@@ -95,7 +95,7 @@ def find_checkpoint(
     if checkpoint is None:
         if (run / "model.safetensors").exists():
             raise OutputError(
-                f"{run} holds the weights of a run, but no checkpoint to go on from; choose another --out, so that "
+                f"{run} holds the weights of a run, but no checkpoint to resume from; choose another --out, so that "
                 "they are not written over"
             )
         return None
@@ -134,12 +134,12 @@ def find_checkpoint(
 
 
 def restore(checkpoint: Checkpoint, model: BarlowTwins, optimizer: torch.optim.Optimizer) -> None:
-    """Put the network and its optimiser where the checkpoint left them.
+    """Put the network and its optimizer where the checkpoint left them.
 
-    The optimiser's own settings (learning rates, decay) stay as they were built: they may have been allowed to change.
+    The optimizer's own settings (learning rates, decay) stay as they were built: they may have been allowed to change.
 
     Raises:
-        CheckpointError: the tensors are not those of this network and optimiser.
+        CheckpointError: the tensors are not those of this network and optimizer.
     """
     try:
         model.load_state_dict(checkpoint.model)

@@ -40,7 +40,7 @@ class TensorBoard:
 
     Args:
         folder: for the event files.
-        start: the step from which the run goes on: what an earlier process wrote after it is not shown.
+        start: the step at which the run resumes: what an earlier process wrote after it is not shown.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
