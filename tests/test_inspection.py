@@ -120,6 +120,7 @@ def test_a_snapshot_keeps_any_text_and_a_damaged_one_is_none(tmp_path: Path) -> 
             "queries": pixels[:, 0],
             "neighbours": pixels,
             "unreadable": [],
+            "held_out": False,
         }
         | dict.fromkeys(("pair_keys", "query_keys", "query_labels"), names)
         | {field: [[name, ""] for name in names] for field in ("neighbour_keys", "neighbour_labels")}
