@@ -1,10 +1,12 @@
 """Which of the places that make an error of this package were reached by some test.
 
-A place is a call of an error class of `barlowtwins.core.errors` in the package's source. Each process that
-tests notes the
-lines from which errors are made, as the names of empty files in one folder; at the end of a full run the places that
-are in the source and not among the notes are listed, and fail the run. Processes that tests start take notes, too: the
-folder `noting` is on their PYTHONPATH. One that a test starts isolated, or ends by SIGKILL as it is created, does not.
+A place is a call of an error class of `barlowtwins.core.errors` in the package's source. Each process notes the lines
+that make errors, as the names of empty files in one folder. At the end of a full run, places without a note are listed
+and fail the run. Processes that tests start take notes, too: the folder `noting` is on their PYTHONPATH. Isolated ones
+do not, nor does one that is killed while it makes the error.
+
+Why not `coverage` with `patch = subprocess`: it found the same places in 427 tests, but for half as much CPU time again
+(96 s against 63 s), and a process that is killed after its error loses all of its data, while a note stays.
 """
 
 from __future__ import annotations
