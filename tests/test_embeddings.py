@@ -116,6 +116,18 @@ def test_damage_is_told(tmp_path: Path, form: str) -> None:
         open_embeddings(tmp_path)
 
 
+def test_safetensors_of_other_numbers_or_a_key_given_twice_are_refused(tmp_path: Path) -> None:
+    file = write_folder(tmp_path, "safetensors") / FILES["safetensors"]
+    whole = file.read_bytes()
+    assert whole.count(b'"shape":[11,5]') == 1
+    file.write_bytes(whole.replace(b'"shape":[11,5]', b'"shape":[5,11]'))  # as many numbers, in other rows
+    with pytest.raises(DataError, match=r"damaged: it says .*\(5, 11\).*, not \(11, 5\)"):
+        open_embeddings(tmp_path)
+    file.write_bytes(whole.replace(b'"format":"pt"', b'"f":"","f":""'))
+    with pytest.raises(DataError, match="damaged: its header has the key 'f' twice"):
+        open_embeddings(tmp_path)
+
+
 def test_a_folder_that_is_none_or_newer_or_of_other_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a folder that `barlowtwins embed` has made"):
         open_embeddings(tmp_path)

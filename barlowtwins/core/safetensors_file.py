@@ -168,6 +168,8 @@ def _parse_json(text: bytes) -> dict[str, Any]:
 
     try:
         header = json.loads(text, object_pairs_hook=refuse_twice)
+    except UnsoundFile:
+        raise
     except (ValueError, RecursionError) as error:
         raise UnsoundFile(f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
