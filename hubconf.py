@@ -1,4 +1,4 @@
-"""What `torch.hub.load` finds here. Names only: the functions and their manuals are in barlowtwins/hub.py.
+"""The entries of `torch.hub.load`. Only their names: the functions, with documentation, are in barlowtwins/hub.py.
 
     torch.hub.list("OWNER/barlowtwins:v0.1.0", trust_repo=True)
     torch.hub.help("OWNER/barlowtwins:v0.1.0", "resnet50", trust_repo=True)
@@ -35,7 +35,7 @@ def _check_origin() -> None:
         raise ImportError(
             f"this process has already imported barlowtwins {getattr(package, '__version__', '(no version)')} from "
             f"{there} and cannot also use barlowtwins {ours[1] if ours else '(no version)'} from {_HERE}: "
-            "start a new process, or go on with the one that is there (import barlowtwins)"
+            "start a new process, or use the one that is imported (import barlowtwins)"
         )
 
 
