@@ -135,7 +135,11 @@ def _run(arguments: list[str]) -> int:
     from barlowtwins.core import printing
 
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
-        _print(json.dumps(printing.plain(result), allow_nan=False) if common.json else printing.render(result))
+        _print(
+            json.dumps(printing.plain(result), allow_nan=False)
+            if common.json
+            else printing.escape_controls(printing.render(result))
+        )
     return int(getattr(result, "exit_code", 0))
 
 
@@ -288,8 +292,10 @@ def _unforeseen(error: Exception, arguments: Sequence[str]) -> str:
 def _complain(text: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
+    from barlowtwins.core.printing import escape_controls
+
     with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more
-        print(f"{PROG}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        print(f"{PROG}: {escape_controls(' '.join(text.split()))}", file=sys.stderr, flush=True)
     return code
 
 

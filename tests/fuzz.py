@@ -194,6 +194,166 @@ def weights(count: int, seed: int, last: Path) -> dict[str, Any]:
     return watched(inputs(), read, last)
 
 
+# Folders and files of strangers ---------------------------------------------------------------------------------------
+
+
+def strangers(count: int, seed: int, last: Path) -> dict[str, Any]:
+    """Read folders with `count` damaged files, each kind in turn: half with one bit flipped, half with more damage."""
+    chance = random.Random(seed)
+    folder = last.parent
+    kinds = stranger_kinds(folder)
+    names = list(kinds)
+    turn = iter(range(count))
+    block_connections()
+
+    def inputs() -> Iterator[bytes]:
+        for number in range(count):
+            whole = kinds[names[number % len(names)]][0].read_bytes()
+            if number // len(names) % 2:
+                yield damage(whole, chance)
+                continue
+            flipped = bytearray(whole)
+            flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+            yield bytes(flipped)
+
+    def read(data: bytes) -> str:
+        return read_stranger(data, *kinds[names[next(turn) % len(names)]])
+
+    return watched(inputs(), read, last)
+
+
+def bits(count: int, seed: int, last: Path) -> dict[str, Any]:
+    """Flip every bit of the small files in turn, or `count` of these evenly spread."""
+    kinds = {name: kind for name, kind in stranger_kinds(last.parent).items() if kind[0].stat().st_size < 1500}
+    every = [(name, bit) for name, kind in kinds.items() for bit in range(8 * kind[0].stat().st_size)]
+    chosen = [every[len(every) * number // count] for number in range(count)]
+    turn = iter(chosen)
+    block_connections()
+
+    def inputs() -> Iterator[bytes]:
+        for name, bit in chosen:
+            flipped = bytearray(kinds[name][0].read_bytes())
+            flipped[bit // 8] ^= 1 << bit % 8
+            yield bytes(flipped)
+
+    return watched(inputs(), lambda data: read_stranger(data, *kinds[next(turn)[0]]), last)
+
+
+def read_stranger(data: bytes, path: Path, read: Callable[[], Any]) -> str:
+    """Put `data` in the place of a file, read its folder, and put the file back."""
+    from barlowtwins.core.errors import BarlowTwinsError
+
+    whole = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        read()
+    except BarlowTwinsError as error:
+        complaint = str(error)
+    else:
+        return "read"
+    finally:
+        if not path.exists() or path.read_bytes() != whole:
+            path.write_bytes(whole)
+    assert complaint and "\n" not in complaint, complaint
+    return "refused"
+
+
+def block_connections() -> None:
+    """Whoever connects anywhere ends the process."""
+    import socket
+
+    def refuse(*_: Any) -> Any:
+        raise SystemExit("a connection was made")
+
+    socket.socket.connect = refuse  # type: ignore[method-assign]
+    socket.getaddrinfo = refuse
+
+
+def stranger_kinds(place: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
+    """Small folders of each kind: a file in it that is damaged, and what reads the folder then."""
+    import os
+    import tarfile
+
+    import numpy as np
+    from weight_files import record
+
+    from barlowtwins.config import NeighborsConfig
+    from barlowtwins.data.lists import read_list
+    from barlowtwins.data.open import open_source
+    from barlowtwins.embedding.embeddings import IndexRow, open_embeddings, write_index
+    from barlowtwins.embedding.shards import plan_shards, read_failures, read_features
+    from barlowtwins.reports.neighbors import neighbors
+    from barlowtwins.runs.run_folder import RunFolder
+    from barlowtwins.runs.snapshots import Snapshot, load_snapshot, save_snapshot
+    from barlowtwins.train.recipes import load_recipe
+    from barlowtwins.zoo.registry import registry
+
+    emb, run = place / "emb", place / "run"
+    emb.mkdir(exist_ok=True)
+    run.mkdir(exist_ok=True)
+    np.save(emb / "embeddings.npy", np.eye(4, 3, dtype=np.float32))
+    with open(emb / "index.csv", "wb") as file:
+        write_index(file, (IndexRow(row, f"{row}.png", "cat", "ok") for row in range(4)))
+    meta = {"layout": 1, "format": "npy", "rows": 4, "dim": 3, "failed": 0, "root": None, "weights": "https://e.org/w",
+            "data": "s3://bucket/x", "data_fingerprint": "", "classes": ["cat"]}  # fmt: skip
+    (emb / "meta.json").write_text(json.dumps(meta))
+    (run / "config.json").write_text(json.dumps({"lambd": 0.005, "plan": {"steps": 3}, "classes": ["a"]}))
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": n, "epoch": n, "loss": 1.5}) + "\n" for n in (1, 2)))
+    one = np.ones((1, 2, 2, 3), np.uint8)
+    words: dict[str, Any] = {"pair_keys": ["a"], "query_keys": ["a"], "query_labels": ["b"], "unreadable": ["c"]}
+    words |= {"neighbour_keys": [["d"]], "neighbour_labels": [["e"]]}
+    numbers: dict[str, Any] = {"step": 3, "epoch": 1, "images": 2, "width": 2, "unreadable_count": 1, "held_out": True}
+    shot = save_snapshot(
+        run,
+        Snapshot(
+            **words,
+            **numbers,
+            correlation=np.eye(2, dtype=np.float16),
+            singular_values=np.ones(2, np.float32),
+            pairs=one[None].repeat(2, 1),
+            queries=one,
+            neighbours=one[None],
+            similarity=np.ones((1, 1), np.float32),
+        ),
+    )
+    (shard,) = plan_shards(2)
+    np.savez(shard.path(place), features=np.ones((2, 3), np.float32), failed=np.array([1]), why=np.array(["cut"]))
+    (place / "registry.json").write_text(json.dumps({"weights": [record("tiny", "https://example.org/w.pth")]}))
+    os.environ["BARLOWTWINS_REGISTRY"] = str(place / "registry.json")
+    (place / "list.csv").write_text("path,label\nfuzz.png,cat\n")
+    (place / "recipe.toml").write_text('backbone = "resnet18"\nlr = 0.2\nepochs = 3\n')
+    (place / "fuzz.png").touch()
+    with tarfile.open(place / "x.tar", "w") as tar:
+        for name in ("a.png", "a.cls"):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"cat"))
+
+    def whole_run() -> None:
+        folder = RunFolder(run)
+        folder.read_config()
+        folder.read_log()
+
+    def whole_shard() -> None:
+        read_features(shard, place)
+        read_failures(shard, place)
+
+    def whole_emb() -> None:
+        list(open_embeddings(emb).index())
+        neighbors(NeighborsConfig(str(emb), "0", k=2))
+
+    return {
+        **{f"EMB {name}": (emb / name, whole_emb) for name in ("meta.json", "index.csv", "embeddings.npy")},
+        **{f"RUN {name}": (run / name, whole_run) for name in ("config.json", "metrics.jsonl")},
+        "snapshot": (shot, lambda: load_snapshot(shot)),
+        "shard": (shard.path(place), whole_shard),
+        "registry": (place / "registry.json", registry),
+        "list": (place / "list.csv", lambda: read_list(place / "list.csv")),
+        "recipe": (place / "recipe.toml", lambda: load_recipe(str(place / "recipe.toml"))),
+        "tar": (place / "x.tar", lambda: open_source(str(place / "x.tar"))),
+    }
+
+
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +381,12 @@ def watched(inputs: Iterator[bytes], read: Callable[[bytes], str], last: Path) -
     return {**said, "MiB grown": grown // 1024, "slowest": round(slowest, 3)}
 
 
-KINDS: Mapping[str, Callable[[int, int, Path], dict[str, Any]]] = {"images": images, "weights": weights}
+KINDS: Mapping[str, Callable[[int, int, Path], dict[str, Any]]] = {
+    "images": images,
+    "weights": weights,
+    "strangers": strangers,
+    "bits": bits,
+}
 
 
 def main(kind: str, count: str, seed: str, last: str) -> None:

@@ -13,7 +13,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from barlowtwins.core.printing import data_size, plain, plural, render, table
+from barlowtwins.cli import main
+from barlowtwins.core.printing import data_size, escape_controls, plain, plural, render, table
+from barlowtwins.core.progress import say
+from barlowtwins.reports.pages import text
 from barlowtwins.zoo.export import ExportResult
 
 
@@ -142,3 +145,20 @@ def test_what_there_is_nothing_of_has_no_line() -> None:
     exported = ExportResult(Path("w.pth"), "torchvision", "ab" * 32, "resnet18", "(N, 3, 8, 8)", None, None)
     names = ["out", "format", "sha256", "backbone", "input"]
     assert [line.split()[0] for line in render(exported).splitlines()] == names
+
+
+@pytest.mark.parametrize(
+    "sent", ["\x1b]0;title\x07", "\x1b[2J", "\x9b31m", "a\x00b", "\x7f", "\u202eexe.gnp", "\u2066", "a\rb"]
+)
+def test_a_terminal_is_never_sent_what_it_would_obey(sent: str, capsys: pytest.CaptureFixture[str]) -> None:
+    escaped = escape_controls(f"ok {sent}\t\n")
+    assert sent not in escaped and escaped.startswith("ok ") and escaped.endswith("\t\n")
+    say(f"cannot read {sent}")
+    assert main(["check", f"no such {sent}"]) == 1
+    said = capsys.readouterr().err
+    assert sent not in said and "cannot read" in said and "no such" in said
+    assert sent not in text(sent)  # of a page
+
+
+def test_names_in_any_alphabet_stay_as_they_are() -> None:
+    assert escape_controls("naïve 猫 кот\n\tقطة") == "naïve 猫 кот\n\tقطة"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["data_size", "plain", "plural", "render", "table"]
+__all__ = ["data_size", "escape_controls", "plain", "plural", "render", "table"]
 
 LONGEST_LIST = 20  # rows of a list in the text; the JSON has all of them
 
@@ -54,6 +55,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, (bytes, os.PathLike)):
         return [plain(item) for item in value]
     return str(value)
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def escape_controls(text: str) -> str:
+    """`text` with control characters spelled out, such as \\x1b; newlines and tabs stay.
+
+    Names of files, labels and messages may come from strangers, and a terminal obeys what it is sent.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def render(result: Any) -> str:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from barlowtwins.core.printing import data_size
+from barlowtwins.core.printing import data_size, escape_controls
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,6 +26,7 @@ MINUTE = 60.0
 
 def say(text: str) -> None:
     """Print one line on standard error, above the bar if one is shown; a closed standard error is not a failure."""
+    text = escape_controls(text)
     with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed file
         if "tqdm" in sys.modules:
             from tqdm import tqdm

@@ -26,6 +26,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from barlowtwins.core.errors import BarlowTwinsError
+
 __all__ = [
     "UnsoundFile",
     "below",
@@ -55,7 +57,7 @@ def sound() -> Iterator[None]:
     """Turn whatever a decoder raises inside into an `UnsoundFile`; only what the system says of a file passes."""
     try:
         yield
-    except UnsoundFile:
+    except (UnsoundFile, BarlowTwinsError):
         raise
     except Exception as error:  # a damaged file makes decoders fail in any way there is
         if isinstance(error, OSError) and error.filename is not None:  # of opening; a decoder seeks to odd places

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from barlowtwins.config import ReportConfig
+from barlowtwins.core.errors import DataError
 from barlowtwins.core.files import write_text
 from barlowtwins.core.printing import data_size
+from barlowtwins.core.readers import UnsoundFile, sound
 from barlowtwins.metrics.representation import judge
 from barlowtwins.reports.figures import require_matplotlib
 from barlowtwins.reports.report_page import build
@@ -56,5 +58,12 @@ def write_report(run: str | Path) -> ReportResult:
     plan = config.get("plan")
     steps = int(plan.get("steps") or 0) if isinstance(plan, dict) else 0
     step = max((record["step"] for record in records), default=0)
-    write_text(folder.report, build(folder.path.absolute().name, config, records, snapshots, verdict))
+    try:
+        with sound():
+            page = build(folder.path.absolute().name, config, records, snapshots, verdict)
+    except UnsoundFile as error:
+        raise DataError(
+            f"{folder.path} holds what no run writes, so it has no report ({error}); move what you have changed away"
+        ) from error
+    write_text(folder.report, page)
     return ReportResult(str(folder.report), folder.report.stat().st_size, step, steps, verdict.words)

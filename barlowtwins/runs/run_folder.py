@@ -19,6 +19,7 @@ from typing import Any
 from barlowtwins.config.settings import with_defaults
 from barlowtwins.core.errors import DataError, OutputError
 from barlowtwins.core.files import sweep_partial, write_json, write_text
+from barlowtwins.core.readers import UnsoundFile, open_regular, parse_json, read_json
 from barlowtwins.core.safetensors_file import write_safetensors
 from barlowtwins.core.versions import versions
 from barlowtwins.data.preprocess import Preprocessing
@@ -27,6 +28,8 @@ from barlowtwins.runs.migrations import current, numbered
 from barlowtwins.version import __version__
 
 __all__ = ["RunFolder", "backbone_metadata"]
+
+LONGEST_LINE = 1 << 20  # bytes of a line of metrics.jsonl
 
 
 class RunFolder:
@@ -55,9 +58,9 @@ class RunFolder:
             ConfigError: a later version wrote it.
         """
         try:
-            record = json.loads(self.config.read_text("utf-8"))
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
+            from barlowtwins.runs.schemas import Config
+
+            record = read_json(self.config, Config)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.path} is not a folder that `barlowtwins pretrain` has made ({error}); give a RUN folder"
@@ -86,12 +89,16 @@ class RunFolder:
         """All whole lines of metrics.jsonl; one that a kill cut short is left out, and whatever else is no record."""
         if not self.metrics.exists():
             return []
+        from barlowtwins.runs.schemas import Line
+
         records = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("step"), int):
-                    records.append(record)
+        try:
+            with open_regular(self.metrics) as file:
+                while line := file.readline(LONGEST_LINE):
+                    with contextlib.suppress(UnsoundFile):
+                        records.append(parse_json(line.decode("utf-8", "replace"), Line))
+        except (UnsoundFile, OSError) as error:
+            raise DataError(f"cannot read {self.metrics}: {error}; move it away") from error
         return records
 
     def rewind_log(self, step: int) -> list[dict[str, Any]]:

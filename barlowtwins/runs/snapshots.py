@@ -124,7 +124,7 @@ def _check_parts(arrays: dict[str, npt.NDArray[Any]]) -> None:
     s = arrays["pairs"].shape[2] if arrays["pairs"].ndim == 5 else 0
     wanted: dict[str, tuple[str, tuple[int, ...] | None]] = {
         **dict.fromkeys(("step", "epoch", "images", "width", "unreadable_count"), ("iu", ())),
-        "held_out": ("b", ()),
+        "held_out": ("biu", ()),
         "correlation": ("f", (d, d)),
         "singular_values": ("f", (len(arrays["singular_values"]),)),
         "pairs": ("u", (p, 2, s, s, 3) if p else None),

@@ -26,6 +26,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import ResNet
 
 from barlowtwins.core.errors import WeightsError
+from barlowtwins.core.readers import parse_json
 from barlowtwins.core.safetensors_file import write_safetensors
 from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.models.resnet import recognize_backbone
@@ -261,8 +262,8 @@ def _of_head_file(contents: Contents, path: Path) -> Head:
         says["backbone_file_sha256"],
         _locate_near(says["weights"], path.parent),
     )
-    preprocessing = Preprocessing.from_dict(json.loads(says["preprocessing"]))
-    return _checked(contents.value, tuple(json.loads(says["classes"])), belonging, preprocessing)
+    preprocessing = Preprocessing.from_dict(parse_json(says["preprocessing"]))
+    return _checked(contents.value, tuple(parse_json(says["classes"])), belonging, preprocessing)
 
 
 def _of_checkpoint(parts: Parts, contents: Contents, path: Path) -> Head:

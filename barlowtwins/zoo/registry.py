@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from barlowtwins.core.errors import WeightsError
+from barlowtwins.core.readers import read_json
 
 __all__ = ["Metric", "WeightRecord", "closest_names", "registry", "registry_folder", "registry_path"]
 
@@ -130,7 +130,7 @@ def registry() -> dict[str, WeightRecord]:
     """
     path = registry_path()
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["weights"]
+        entries = read_json(path)["weights"]
         records = [_record(entry) for entry in entries]
     except OSError as error:
         raise WeightsError(

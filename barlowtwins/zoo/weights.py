@@ -5,7 +5,6 @@ locate (verified file) -> safe_load (plain data) -> formats (our key names) -> c
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torchvision.models.resnet import ResNet
 
 from barlowtwins.core.errors import ConfigError, WeightsError
 from barlowtwins.core.progress import say
+from barlowtwins.core.readers import parse_json
 from barlowtwins.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from barlowtwins.models.barlow_twins import BarlowTwins
 from barlowtwins.models.resnet import Recognized, Stem, build_backbone, recognize_backbone
@@ -173,7 +173,7 @@ def _preprocessing(parts: Parts, channels: int, record: WeightRecord | None) -> 
         return Preprocessing.from_dict(record.preprocessing)
     if "preprocessing" in parts.metadata:
         try:
-            return Preprocessing.from_dict(json.loads(parts.metadata["preprocessing"]))
+            return Preprocessing.from_dict(parse_json(parts.metadata["preprocessing"]))
         except (ValueError, TypeError) as error:
             raise WeightsError(
                 f"the preprocessing in its metadata is not understood: {error}; write the file again"

@@ -67,6 +67,10 @@ ROWS = {
     57: "command line: no such device",
     58: "command line: Ctrl-C, closed pipes",
     59: "command line: anything at all",
+    67: "pipes, devices and sockets in a file's place",
+    69: "metadata that asks for memory",
+    70: "hostile checkpoints and records",
+    74: "URLs in a folder or file of a stranger",
 }
 
 

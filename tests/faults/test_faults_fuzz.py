@@ -28,7 +28,7 @@ long = (pytest.mark.exhaustive, pytest.mark.timeout(1800))
 Counted = Callable[[str, int], None]
 
 FUZZ = Path(__file__).parent.parent / "fuzz.py"
-MOST_GROWTH = {"images": 64, "weights": 256}
+MOST_GROWTH = {"images": 64, "weights": 256, "strangers": 300, "bits": 300}
 """MiB of resident memory. An image of `fuzz.MAX_PIXELS` takes 8 with its mask; what torch loads once, the rest."""
 
 
@@ -64,6 +64,18 @@ def test_18_24_40_damaged_weights_and_checkpoints_are_tensors_or_refused(
     found = fuzz("weights", count, tmp_path)
     assert found["refused"] > count // 2
     assert found["loaded"] > 0
+    counted("damaged files", count)
+
+
+@linux
+@pytest.mark.parametrize("kind", ["strangers", "bits"])
+@pytest.mark.parametrize("count", [660, pytest.param(22_000, marks=long)])
+def test_67_69_70_damaged_folders_of_strangers_are_read_or_refused(
+    kind: str, count: int, tmp_path: Path, counted: Counted
+) -> None:
+    """EMB, RUN, snapshots, shards, registry, lists, recipes, tars; no connection is made."""
+    found = fuzz(kind, count, tmp_path)
+    assert min(found["read"], found["refused"]) > count // 20
     counted("damaged files", count)
 
 

@@ -19,7 +19,8 @@ def functions() -> list[str]:
 
 
 def test_every_row_has_a_test() -> None:
-    assert list(ROWS) == list(range(1, 60))
+    assert list(ROWS) == sorted(ROWS)
+    assert set(range(1, 60)) <= set(ROWS)  # later ones join with their tests
     covered = {row for name in functions() for row in rows_of(name)}
     assert covered == set(ROWS)
 

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from barlowtwins.core.printing import escape_controls
+
 __all__ = ["base64_of", "json_block", "page", "picture", "picture_uri", "shipped", "text"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
@@ -26,7 +28,7 @@ LOSSLESS = 64  # pixels; images up to this side are PNG, to keep pixels sharp
 
 def text(value: object) -> str:
     """Escape `value` for an element or an attribute; bytes that are not UTF-8 become escapes."""
-    return html.escape(str(value).encode("utf-8", "backslashreplace").decode(), quote=True)
+    return html.escape(escape_controls(str(value)).encode("utf-8", "backslashreplace").decode(), quote=True)
 
 
 def json_block(name: str, value: Any) -> str:

@@ -21,6 +21,7 @@ from barlowtwins.embedding.embeddings import IndexRow, open_embeddings, write_in
 from barlowtwins.reports.map import map as draw_map
 from barlowtwins.reports.neighbors import neighbors
 from barlowtwins.reports.thumbnails import images_of
+from barlowtwins.runs.run_folder import RunFolder
 
 URLS = ["http://127.0.0.1:{port}/x", "webhdfs://127.0.0.1:{port}/x", "ftp://127.0.0.1:{port}/x", "reference://x",
         "http://127.0.0.1:{port}/x.tar", "simplecache::http://127.0.0.1:{port}/x"]  # fmt: skip
@@ -152,3 +153,35 @@ def test_a_cell_that_a_spreadsheet_takes_for_a_formula_is_text_and_reads_back(wo
     assert [row.path for row in open_embeddings(emb).index()] == keys
     written = (emb / "index.csv").read_text().splitlines()[1:]
     assert [line.split(",")[1][0] for line in written] == ["'"] * 6 + ["a", "'"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"lambd": "x"}'),
+        ("config.json", '{"plan": {"steps": "many"}}'),
+        ("config.json", "[" * 500_000),
+        ("config.json", '{"lambd": ' + "9" * 5000 + "}"),
+        ("config.json", '{"classes": 3}'),
+    ],
+)
+def test_70_a_run_of_a_stranger_is_reported_or_refused(
+    name: str, content: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "run").mkdir()
+    (work / "run" / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        RunFolder(work / "run").read_config()
+    assert "\n" not in str(caught.value)
+
+
+def test_70_lines_that_no_run_writes_are_left_out(work: Path) -> None:
+    run = RunFolder(work)
+    lines = ['{"step": 1, "loss": 2}', '{"step": 2, "loss": "x"}', '{"step": -1}', '{"step": 1e400}', "[" * 9000,
+             '{"step": ' + "9" * 5000 + "}", '{"step": 3, "loss": null}']  # fmt: skip
+    run.metrics.write_text("\n".join(lines))
+    assert [record["step"] for record in run.read_log()] == [1, 3]
+    run.metrics.unlink()
+    run.metrics.mkdir()
+    with pytest.raises(DataError, match=r"cannot read .*metrics\.jsonl"):
+        run.read_log()
