@@ -15,7 +15,7 @@ from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import CheckpointError, DataError, StoppedEarly
 from barlowtwins.core.versions import versions
 from barlowtwins.runs.checkpoint import Checkpoint, load_newest, save_checkpoint
-from barlowtwins.runs.loop import Stopping, agree_on_checkpoint
+from barlowtwins.runs.loop import Stopping, checkpoint_for_all
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -64,9 +64,9 @@ def test_readers_that_die_of_the_signal_are_a_stop_and_others_are_not(tmp_path: 
 
 
 def test_alone_it_is_what_was_found(tmp_path: Path) -> None:
-    assert agree_on_checkpoint(ALONE, lambda: load_newest(tmp_path), tmp_path) is None
+    assert checkpoint_for_all(ALONE, lambda: load_newest(tmp_path), tmp_path) is None
     save_checkpoint(tmp_path, checkpoint(4))
-    found = agree_on_checkpoint(ALONE, lambda: load_newest(tmp_path), tmp_path)
+    found = checkpoint_for_all(ALONE, lambda: load_newest(tmp_path), tmp_path)
     assert found is not None and found.step == 4
 
 
@@ -79,20 +79,20 @@ def agree(rank: int, world_size: int, folder: str) -> list[object]:
         newest = load_newest(path)
         return newest and Checkpoint(**{**vars(newest), "unreadable": (1, 2)})
 
-    answers: list[object] = [agree_on_checkpoint(world, find, path)]
+    answers: list[object] = [checkpoint_for_all(world, find, path)]
     world.wait()
     if world.writes:
         save_checkpoint(path, checkpoint(6))
-    found = agree_on_checkpoint(world, find, path)
+    found = checkpoint_for_all(world, find, path)
     assert found is not None
     answers += [found.step, found.model["w"].tolist(), found.unreadable]
-    other = agree_on_checkpoint(world, find, path, load=lambda step: checkpoint(step + 100))
+    other = checkpoint_for_all(world, find, path, load=lambda step: checkpoint(step + 100))
     answers.append(other and other.step)
     world.wait()
     if world.writes:
         next((path / "checkpoints").iterdir()).write_bytes(b"damaged")
     try:
-        agree_on_checkpoint(world, find, path)
+        checkpoint_for_all(world, find, path)
     except CheckpointError as error:
         answers.append("none of the 1 checkpoint(s)" in str(error))
     with Stopping(world, path) as stop:

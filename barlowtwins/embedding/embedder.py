@@ -39,7 +39,7 @@ Images: TypeAlias = "Source | ImageLike | Sequence[ImageLike | bytes] | torch.Te
 Progressing: TypeAlias = "bool | Callable[[int, int], object] | None"
 
 MANY = 512  # images from which worker processes are worth the seconds that they take to start
-SMALL, FAR_LARGER = 64, 8  # sides in pixels of weights for small images; times as large, from where it is said
+SMALL_WEIGHTS, FAR_LARGER = 64, 8  # sides in pixels of weights for small images; times as large, from where it is said
 
 logger = logging.getLogger(__name__)
 
@@ -291,7 +291,7 @@ def _read_and_collect(
 def _warn_of_size(source: Readable, embedder: Embedder) -> None:
     """Say if the weights are for small images, and the first of these, a file, is many times as large."""
     side, channels = embedder.preprocessing.image_size, embedder.preprocessing.channels
-    if side > SMALL or not isinstance(source, Source) or not len(source):
+    if side > SMALL_WEIGHTS or not isinstance(source, Source) or not len(source):
         return
     first = source.read(0)
     if isinstance(first, Image.Image) and min(first.size) >= FAR_LARGER * side:

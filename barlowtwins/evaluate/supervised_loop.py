@@ -30,7 +30,7 @@ from barlowtwins.evaluate.protocols import Protocol, learning_rate
 from barlowtwins.metrics.scores import Scores, Tally
 from barlowtwins.runs.checkpoint import Checkpoint, Saver, load_newest
 from barlowtwins.runs.guards import Evidence, FiniteGuard, require_readable
-from barlowtwins.runs.loop import Stopping, agree_on_checkpoint
+from barlowtwins.runs.loop import Stopping, checkpoint_for_all
 from barlowtwins.runs.run_folder import RunFolder
 from barlowtwins.views.twins import plan_batches
 
@@ -268,7 +268,7 @@ class _Training:
         folder = self.options.folder
         if folder is None:
             return
-        checkpoint = agree_on_checkpoint(self.options.world, lambda: load_newest(folder), folder)
+        checkpoint = checkpoint_for_all(self.options.world, lambda: load_newest(folder), folder)
         if checkpoint is None:
             return
         state = self.network.state_dict()  # a frozen backbone is not in the checkpoint

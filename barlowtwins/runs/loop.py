@@ -1,6 +1,6 @@
 """What every training loop shares, whatever it trains: stop after a whole step on all processes, and resume on all.
 
-    checkpoint = agree_on_checkpoint(world, lambda: load_newest(folder), folder)
+    checkpoint = checkpoint_for_all(world, lambda: load_newest(folder), folder)
     with Stopping(world, folder) as stop:
         for batch in batches:
             ...                                     # one step
@@ -8,7 +8,7 @@
                 saver.save(..., last_chance=True)   # see `checkpoint.Saver`
                 raise stop.after(step, steps)
 
-The supervised protocols of `evaluate` are written with it, and so can pretraining be. Saving or warning is
+Pretraining and the supervised protocols of `evaluate` are written with it. Saving or warning is
 `checkpoint.Saver`, and `guards` stops what is not finite or cannot be read; with them this module is all that a loop
 needs beside its own step.
 """
@@ -25,7 +25,7 @@ from barlowtwins.core.errors import BarlowTwinsError, DataError, StoppedEarly
 from barlowtwins.core.signals import StopSignals
 from barlowtwins.runs.checkpoint import Checkpoint, checkpoint_path, load_checkpoint
 
-__all__ = ["Stopping", "agree_on_checkpoint"]
+__all__ = ["Stopping", "checkpoint_for_all"]
 
 
 class Stopping:
@@ -75,7 +75,7 @@ class Stopping:
         )
 
 
-def agree_on_checkpoint(
+def checkpoint_for_all(
     world: World,
     find: Callable[[], Checkpoint | None],
     folder: Path,

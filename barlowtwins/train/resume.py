@@ -60,7 +60,7 @@ def agree_on_checkpoint(
         BarlowTwinsError: as `find_checkpoint`, on every process.
     """
     named = Path(config.resume) if config.resume not in ("auto", "never") else None
-    return loop.agree_on_checkpoint(
+    return loop.checkpoint_for_all(
         world,
         lambda: find_checkpoint(config, record, run, data, world_size=world.size),
         run,
