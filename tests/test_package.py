@@ -162,6 +162,7 @@ def test_the_source_archive_is_whole(built: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {"hubconf.py", "weights/registry.json", "barlowtwins/py.typed", "LICENSE", "Makefile", "tests/conftest.py"}
+    wanted |= {f"tests/fixtures/run-0.1.0/{name}" for name in ("config.json", "checkpoints/step-00000006.pt")}
     wanted |= {"docs/notebook.md", "docs/slurm/embed.sbatch", ".ci/run", ".github/workflows/tests.yml"}  # tests read
     assert wanted <= names
     assert not [name for name in names if "__pycache__" in name]
