@@ -106,7 +106,7 @@ class Transfer:
         self.progress: Progress | None = None  # from the first answer on: then the total is known
         self.shown = progress
         self.session = requests.Session()
-        for scheme in ("http://", "https://"):
+        for scheme in tuple(self.session.adapters):  # http and https
             self.session.mount(scheme, HTTPAdapter(max_retries=self.retry))
         self.session.trust_env = not _is_loopback(url)  # a proxy would look for our loopback on its own machine
 
