@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import write_weights
 
 from barlowtwins.cli import main
 from barlowtwins.config import CheckConfig
@@ -202,3 +203,13 @@ def test_a_source_in_one_line_and_as_a_record(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,split\nphotos/a/1.png,train\n")
     unlabeled = "no classes; no column is called 'label', so there are no labels; columns not used: split"
     assert describe(open_source(tmp_path / "list.csv")).endswith(unlabeled)
+
+
+def test_a_run_and_an_embedding_say_what_they_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = write_weights(tmp_path / "w.safetensors")
+    draw(tmp_path / "photos" / "a" / "1.png")
+    (tmp_path / "photos" / "a" / "1.heics").touch()
+    line = f"{tmp_path / 'photos'}: 1 image, RGB, 8 bits, 1 class; left out: 1 .heics files\n"
+    arguments = ["embed", str(tmp_path / "photos"), "--weights", str(weights), "--out", str(tmp_path / "emb")]
+    assert main([*arguments, "--workers", "0", "--device", "cpu"]) == 0
+    assert capsys.readouterr().err.count(line) == 1

@@ -24,6 +24,7 @@ from barlowtwins.core.errors import ConfigError, DataError, RunLockedError, Stop
 from barlowtwins.core.printing import plural
 from barlowtwins.core.progress import Progress, say
 from barlowtwins.core.signals import StopSignals
+from barlowtwins.data.describe import describe
 from barlowtwins.data.open import has_split, open_source
 from barlowtwins.embedding.embed_job import EmbedJob, runtime_of
 from barlowtwins.embedding.embedder import extract, load_embedder
@@ -121,6 +122,8 @@ def _begin(config: EmbedConfig, shard_rows: int, held: contextlib.ExitStack) -> 
         opened = open_source(config.data, split=config.split, data_root=config.data_root) if world.writes else None
         if world.writes and has_split(config.data, config.split):
             say(f"{config.data}: embedding its {config.split} split; --split overrides")
+        if opened is not None:
+            say(describe(opened))
         source = world.same(opened)
         assert source is not None
         device = config.device if world.size == 1 else world.device

@@ -28,6 +28,8 @@ from barlowtwins.core.distributed import open_world
 from barlowtwins.core.errors import OutputError
 from barlowtwins.core.files import atomic_write
 from barlowtwins.core.printing import plural
+from barlowtwins.core.progress import say
+from barlowtwins.data.describe import describe
 from barlowtwins.data.open import Source, open_source
 from barlowtwins.embedding.embedder import Embedder, FeatureArray
 from barlowtwins.embedding.embeddings import OK, PATH_ERRORS, row_writer
@@ -92,6 +94,8 @@ def classify(config: ClassifyConfig, *, shard_rows: int = SHARD_ROWS) -> Classif
             raise OutputError(f"{out} exists already; choose another --out, or replace it with --overwrite")
         classifier = load_classifier(config.head, weights=config.weights, progress=world.writes)
         source = open_source(config.images, split=config.split, data_root=config.data_root)
+        if world.writes:
+            say(describe(source))
         preprocessing = classifier.head.preprocessing
         embedder = Embedder(classifier.build(), preprocessing, device=world.device, precision=config.precision)
         parts = out.with_name(f"{out.name}.parts")

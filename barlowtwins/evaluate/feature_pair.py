@@ -16,6 +16,8 @@ from barlowtwins.config import KNNConfig
 from barlowtwins.core.device import resolve_workers
 from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import ConfigError, DataError
+from barlowtwins.core.progress import say
+from barlowtwins.data.describe import describe
 from barlowtwins.data.open import has_split, open_source
 from barlowtwins.data.sources import Source
 from barlowtwins.embedding.embedder import Embedder
@@ -81,6 +83,8 @@ class PlannedPair(NamedTuple):
             ConfigError: features of two different networks.
             DataError: rows without labels, a single class, or validation classes that are not in the training data.
         """
+        for source in self.sources.values() if world.writes else ():
+            say(describe(source))
         made = {
             split: self._extract(source, folder and folder / "features" / split, world)
             for split, source in self.sources.items()

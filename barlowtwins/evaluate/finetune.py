@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from barlowtwins.config import FinetuneConfig
 from barlowtwins.core.distributed import open_world
-from barlowtwins.evaluate.labeled import open_pair
+from barlowtwins.evaluate.labeled import open_pair, say_pair
 from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised_job import evaluate_trained
@@ -26,6 +26,7 @@ def evaluate_finetune(config: FinetuneConfig) -> EvaluationResult:
     """
     with open_world(config.device) as world:
         train, val = open_pair(config.train, config.val, config.data_root)
+        say_pair(train, val, world)
         weights = load_weights(config.weights, progress=world.writes)
         protocol = fine_tuning(config.protocol, weights.preprocessing.image_size).with_flags(config)
         return evaluate_trained("finetune", config, protocol, train, val, weights, world=world)

@@ -9,10 +9,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from barlowtwins.core.distributed import World
 from barlowtwins.core.errors import ConfigError, DataError
+from barlowtwins.core.progress import say
+from barlowtwins.data.describe import describe
 from barlowtwins.data.open import Source, has_split, open_source
 
-__all__ = ["LabeledImages", "labels_of", "labels_within", "open_labeled", "open_pair"]
+__all__ = ["LabeledImages", "labels_of", "labels_within", "open_labeled", "open_pair", "say_pair"]
 
 SOME = 5  # names that an error lists
 
@@ -55,6 +58,13 @@ def open_pair(train: str, val: str | None, data_root: str | Path | None = None) 
     learned = open_labeled(train, split="train", data_root=data_root)
     judged = open_source(val or train, split="test", data_root=data_root)
     return learned, LabeledImages(judged, labels_within(learned.classes, judged), learned.classes)
+
+
+def say_pair(train: LabeledImages, val: LabeledImages, world: World) -> None:
+    """Print what was taken of both, a line each, on the process that writes."""
+    if world.writes:
+        say(describe(train.source))
+        say(describe(val.source))
 
 
 def open_labeled(data: str, *, split: str, data_root: str | Path | None = None) -> LabeledImages:

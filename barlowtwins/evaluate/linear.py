@@ -30,7 +30,7 @@ from barlowtwins.embedding.embeddings import is_embeddings, open_embeddings
 from barlowtwins.evaluate.draws import set_aside
 from barlowtwins.evaluate.feature_pair import open_embedded_pair
 from barlowtwins.evaluate.features import extract_features
-from barlowtwins.evaluate.labeled import LabeledImages, open_pair
+from barlowtwins.evaluate.labeled import LabeledImages, open_pair, say_pair
 from barlowtwins.evaluate.protocols import PUBLISHED_LINEAR
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised_job import evaluate_trained
@@ -160,6 +160,7 @@ def evaluate_linear(config: LinearConfig) -> EvaluationResult:
             _refuse(config, PUBLISHED_FLAGS, "the fast form")
             return _from_embeddings(config, world)
         train, val = open_pair(config.train, config.val, config.data_root)
+        say_pair(train, val, world)
         weights = load_weights(config.weights, progress=world.writes)
         if config.protocol == "published" or (config.protocol == "auto" and not _fits(train, weights)):
             _refuse(config, ("l2",), "the published form")

@@ -25,7 +25,7 @@ from barlowtwins.data.datasets import default_data_root
 from barlowtwins.data.lists import read_text
 from barlowtwins.data.open import Source, subset
 from barlowtwins.evaluate.draws import balanced_draw
-from barlowtwins.evaluate.labeled import LabeledImages, open_pair
+from barlowtwins.evaluate.labeled import LabeledImages, open_pair, say_pair
 from barlowtwins.evaluate.protocols import fine_tuning
 from barlowtwins.evaluate.results import EvaluationResult
 from barlowtwins.evaluate.supervised_job import evaluate_trained
@@ -82,6 +82,7 @@ def evaluate_semi(config: SemiConfig) -> EvaluationResult:
     """
     with open_world(config.device) as world:
         train, val = open_pair(config.train, config.val, config.data_root)
+        say_pair(train, val, world)
         root = Path(config.data_root) if config.data_root else default_data_root()
         draw = draw_fraction(train, config.percent, seed=config.seed, cache=root / "imagenet-subsets")
         some = LabeledImages(subset(train.source, draw.indices), train.labels[draw.indices], train.classes)

@@ -10,6 +10,8 @@ from barlowtwins.config import PretrainConfig
 from barlowtwins.core.device import device_name, resolve_precision, resolve_workers
 from barlowtwins.core.distributed import World
 from barlowtwins.core.printing import plural
+from barlowtwins.core.progress import say
+from barlowtwins.data.describe import describe
 from barlowtwins.data.open import Source, open_source
 from barlowtwins.train.mixup import require_one_process
 from barlowtwins.train.plan import Plan, plan_run
@@ -85,6 +87,8 @@ def set_up(config: PretrainConfig, world: World) -> Setup:
         DataError: no such data.
     """
     source = open_source(config.data, split="train", data_root=config.data_root)
+    if world.writes:
+        say(describe(source))
     settings = resolve(config, **observe(source)._asdict(), images=len(source))
     require_one_process(config.mixup, world.size)
     plan = plan_run(settings, len(source), world_size=world.size, micro=config.micro_batch_size)
