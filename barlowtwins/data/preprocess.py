@@ -46,6 +46,7 @@ INTERPOLATIONS = {
 SLENDER = (
     16  # long side : short side, from where resizing the whole image only to crop its middle costs too much memory
 )
+LARGEST = {"image_size": 4096, "resize": 8192, "channels": 4096}  # what a file may ask for: memory grows with it
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value > most):
+                raise ConfigError(
+                    f"preprocessing cannot have {name} {value!r}; it must be a whole number up to {most:,}"
+                )
         if self.image_size < 1:
             raise ConfigError(f"image_size is {self.image_size}; it must be 1 or more")
         if self.resize is not None and self.resize < self.image_size:

@@ -176,7 +176,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path} is no checkpoint: its {name} is not of type {kind.__name__}; use the one before it"
             )
+    _check_state(checkpoint, path)
     return replace(checkpoint, config=current(checkpoint.config, path))
+
+
+def _check_state(checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse counts and tensors that no run writes, before anything is resumed from them."""
+    if not 0 <= checkpoint.step < 2**53:
+        raise CheckpointError(f"{path} cannot be of step {checkpoint.step}; use the one before it")
+    for name, tensor in checkpoint.model.items():
+        if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)) or tensor.is_complex():
+            raise CheckpointError(f"{path} has a model whose {str(name)[:80]} is not real numbers; use the one before")
 
 
 def load_newest(run: Path) -> Checkpoint | None:

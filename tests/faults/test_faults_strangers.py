@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,14 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from barlowtwins.config import MapConfig, NeighborsConfig
-from barlowtwins.core.errors import DataError, WeightsError
+from barlowtwins.core.errors import CheckpointError, ConfigError, DataError, WeightsError
+from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embeddings import IndexRow, open_embeddings, write_index
 from barlowtwins.reports.map import map as draw_map
 from barlowtwins.reports.neighbors import neighbors
 from barlowtwins.reports.thumbnails import images_of
+from barlowtwins.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from barlowtwins.runs.run_folder import RunFolder
 
 URLS = ["http://127.0.0.1:{port}/x", "webhdfs://127.0.0.1:{port}/x", "ftp://127.0.0.1:{port}/x", "reference://x",
@@ -185,3 +190,31 @@ def test_70_lines_that_no_run_writes_are_left_out(work: Path) -> None:
     run.metrics.mkdir()
     with pytest.raises(DataError, match=r"cannot read .*metrics\.jsonl"):
         run.read_log()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"step": 10**18}, {"step": -1}, {"model": {"a": 3}}, {"model": {"a": torch.zeros(2, dtype=torch.complex64)}},
+     {"model": {3: torch.zeros(2)}}, {"step": "3"}, {"optimizer": []}],
+)  # fmt: skip
+def test_70_a_checkpoint_that_no_run_writes_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    parts: dict[str, Any] = {"step": 3, "model": {"a": torch.zeros(2)}, "optimizer": {}, "config": {}, "data": {}}
+    made = save_checkpoint(tmp_path, Checkpoint(**parts))
+    assert load_checkpoint(made).step == 3
+    buffer = io.BytesIO()
+    torch.save({"format": 1, **parts, **wrong}, buffer)
+    seal = f"\nsha256 {hashlib.sha256(buffer.getvalue()).hexdigest()}\n"
+    made.write_bytes(buffer.getvalue() + seal.encode())
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(made)
+    assert str(made) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"image_size": 60000}, {"image_size": 28.5}, {"resize": 10**9}, {"channels": 10**6}, {"image_size": True},
+     {"image_size": "224"}, {"channels": None}],
+)  # fmt: skip
+def test_69_preprocessing_that_asks_for_memory_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Preprocessing.from_dict(asked)
