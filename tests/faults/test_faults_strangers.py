@@ -24,6 +24,7 @@ from barlowtwins.data.preprocess import Preprocessing
 from barlowtwins.embedding.embeddings import IndexRow, open_embeddings, write_index
 from barlowtwins.reports.map import map as draw_map
 from barlowtwins.reports.neighbors import neighbors
+from barlowtwins.reports.report import write_report
 from barlowtwins.reports.thumbnails import images_of
 from barlowtwins.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from barlowtwins.runs.run_folder import RunFolder
@@ -218,3 +219,13 @@ def test_70_a_checkpoint_that_no_run_writes_is_refused(wrong: dict[str, Any], tm
 def test_69_preprocessing_that_asks_for_memory_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Preprocessing.from_dict(asked)
+
+
+def test_70_a_report_that_cannot_be_drawn_is_an_error_in_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise KeyError("what\nnobody foresaw")
+
+    monkeypatch.setattr("barlowtwins.reports.report.build", fail)
+    (work / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="holds what no run writes, so it has no report"):
+        write_report(work)
