@@ -138,7 +138,10 @@ def main() -> None:
         folder = draw_embeddings(Path(temporary), flags.points, flags.dim)
         page = folder / "map.html"
         started = time.perf_counter()
-        made = draw_map(MapConfig(str(folder), out=str(page), method=flags.method, thumbnails=flags.thumbnails))
+        images = str(folder / "photos")
+        made = draw_map(
+            MapConfig(str(folder), out=str(page), data=images, method=flags.method, thumbnails=flags.thumbnails)
+        )
         seconds = time.perf_counter() - started
         print(made.summary())
         try:

@@ -32,7 +32,7 @@ def test_pixels_of_several_sizes_are_resized(tmp_path: Path) -> None:
 
 
 def test_constant_images_give_finite_pixels() -> None:
-    images = np.full((4, 5, 5), 7, np.uint8)
+    images = np.full((4, 5, 5, 1), 7, np.uint8)
     assert np.isfinite(pixel_embedder([ArraySource("constant", images)], device="cpu").encode(images)).all()
 
 

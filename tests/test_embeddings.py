@@ -154,6 +154,12 @@ def test_a_damaged_index_is_told_with_its_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="measures one process by its own peak memory, POSIX only")
+def test_an_index_that_is_not_csv_is_told(tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_bytes(b"row,path,label,status\n0," + b"a" * (1 << 20) + b".png,,ok\n")
+    with pytest.raises(DataError, match=r"index\.csv is damaged: .*; embed again \(--overwrite\)"):
+        list(read_index(tmp_path / "index.csv", None))
+
+
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """205 MB of rows are written in the same memory as 20 MB are."""
     code = """

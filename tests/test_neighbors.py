@@ -107,6 +107,16 @@ def test_weights_that_changed_or_went_are_told(work: Path, tmp_path: Path) -> No
     assert neighbors(NeighborsConfig(out, "0")).neighbours  # rows need no weights
 
 
+def test_preprocessing_that_cannot_be_is_told(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "out", tmp_path / "out")
+    meta = tmp_path / "out" / "meta.json"
+    record = json.loads(meta.read_text())
+    meta.write_text(json.dumps({**record, "preprocessing": {**record["preprocessing"], "image_size": 10**9}}))
+    image = str(work / "images" / "class1" / "0007.png")
+    with pytest.raises(DataError, match=r"the preprocessing that .* names cannot be: .*; embed again"):
+        neighbors(NeighborsConfig(str(tmp_path / "out"), image))
+
+
 def test_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["neighbours", str(work / "out"), "--query", "0", "--k", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -393,6 +393,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     fails(lambda: check_digest(loop, None), DownloadError, "cannot read .*; make it readable, or remove it")
     fails(lambda: _located_file("w", loop), WeightsError, "cannot read .*; make it readable")
     fails(lambda: read_weight_file(tmp_path), WeightsError, "it is a folder, pipe, device or socket where a file")
+    fails(lambda: read_weight_file(loop), WeightsError, "cannot read .*; make it readable")
     (tmp_path / "job.json").write_text("{")
     fails(lambda: read_record(tmp_path / "job.json"), OutputError, "cannot be read .*; choose another folder, or remo")
     (tmp_path / "x.tar").mkdir()

@@ -110,6 +110,6 @@ def test_a_damaged_shard_is_removed_and_told(damage: str, embedder: Embedder, so
         path.write_bytes(b"")
     else:
         path.unlink()
-    with pytest.raises(OutputError, match="run the same command again"):
+    with pytest.raises(OutputError, match="run the same command"):
         read_features(shard, tmp_path)
     assert not path.exists()

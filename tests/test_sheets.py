@@ -140,7 +140,8 @@ def test_neighbours_as_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str
     keys = [open_source(photos).key(i) for i in range(9)]
     capsys.readouterr()
 
-    assert main(["neighbours", emb, "--query", str(photos / keys[4]), "--k", "3", "--sheet", str(sheet)]) == 0
+    to_sheet = ["--sheet", str(sheet), "--data", str(photos)]
+    assert main(["neighbours", emb, "--query", str(photos / keys[4]), "--k", "3", *to_sheet]) == 0
     *lines, last = capsys.readouterr().out.splitlines()[2:]
     assert last == f"image sheet: {sheet}"
     found = [line.split()[2] for line in lines]
@@ -153,4 +154,4 @@ def test_neighbours_as_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str
             np.testing.assert_array_equal(got[8:-8, 8:-8], np.asarray(expected)[8:-8, 8:-8])
     assert main(["neighbours", emb, "--query", "0", "--sheet", "near.doc"]) == 2
     (photos / keys[2]).unlink()  # an image that has vanished is an empty tile
-    assert main(["neighbours", emb, "--query", "0", "--sheet", str(sheet)]) == 0
+    assert main(["neighbours", emb, "--query", "0", *to_sheet]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import subprocess
 import tarfile
 import time
@@ -380,3 +381,16 @@ def test_hostile_headers_are_refused_at_once(name: str, tmp_path: Path) -> None:
         open_source(str(path))
     assert time.perf_counter() - started < 5
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+def test_a_sparse_file_of_gnu_tar_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(1 << 20)
+        file.seek(1 << 19)
+        file.write(b"data")
+    command = ["tar", "--sparse", "--format=pax", "--sparse-version=1.0", "-cf", "x.tar", "a.png"]
+    if subprocess.run(command, cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("this tar makes no sparse archives")
+    with pytest.raises(DataError, match="sparse"):
+        open_source(str(tmp_path / "x.tar"))

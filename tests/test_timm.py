@@ -134,5 +134,5 @@ def test_what_is_not_there_is_told() -> None:
         build_backbone("timm:test_vit", stem="small")
     with pytest.raises(ConfigError, match=r"unknown backbone 'convnext_tiny'.*timm:NAME"):
         build_backbone("convnext_tiny")
-    with pytest.raises(ConfigError, match=r"images of 20 x 32 pixels do not divide into patches of 16 x 16"):
+    with pytest.raises(ConfigError, match=r"images of 20 x 32 pixels do not divide into the 16 x 16 patches"):
         build_backbone("timm:test_vit")(torch.zeros(1, 3, 20, 32))

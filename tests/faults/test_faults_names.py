@@ -19,7 +19,7 @@ from tiny import write_images, write_weights
 from barlowtwins.cli import main
 from barlowtwins.config import ClassifyConfig, EmbedConfig, MapConfig, NeighborsConfig
 from barlowtwins.embedding.embed import embed
-from barlowtwins.embedding.embeddings import open_embeddings
+from barlowtwins.embedding.embeddings import as_data, open_embeddings
 from barlowtwins.evaluate.classify import classify
 from barlowtwins.reports.map import map
 from barlowtwins.reports.neighbors import neighbors
@@ -102,7 +102,7 @@ def test_27_labels_csv_names_the_files_again(work: Path, tmp_path: Path) -> None
     )
     with open(out, encoding="utf-8", errors="surrogateescape", newline="") as file:
         heads, *rows = csv.reader(file)
-    assert [os.fsencode(row[heads.index("path")]) for row in rows] == expected()
+    assert [os.fsencode(as_data(row[heads.index("path")])) for row in rows] == expected()
     named = {row[3] for row in rows if row[2] == "ok"}
     assert named <= set(classes)
 
