@@ -72,7 +72,8 @@ def test_16_41_44_a_run_stopped_by_every_signal_ends_as_if_it_never_was(pool: Pr
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) == 75, log_file.read_text()
     said = log_file.read_text().splitlines()
-    assert said[0].startswith("pretraining: "), said
+    assert said[0].startswith("shapes: 64 images"), said
+    assert said[1].startswith("pretraining: "), said
     assert "stopped by SIGTERM after step" in said[-1]  # and none of the two workers said anything after it
     assert "the same command resumes from there" in said[-1]
     assert not [line for line in said if "Traceback" in line or "error" in line], said
