@@ -1,7 +1,7 @@
 """One process at a time writes to a folder.
 
 `filelock` asks the kernel, which drops a lock when its owner dies, however it dies: a dead owner's folder is free at
-once. Nothing is ever written into the lock file; who holds it stands in a file beside it, for the message.
+once. Nothing is ever written into the lock file; a file beside it records the owner, for the message.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Embedder:
             `failed` names them.
 
         Raises:
-            DataError: there is no such data, or something in it is not an image.
+            DataError: the data is missing, or something in it is not an image.
             TrainingError: the device is out of memory.
         """
         if isinstance(images, torch.Tensor) and images.is_floating_point():

@@ -111,7 +111,7 @@ class JobFolder:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if there is no such file.
+    """Return a JSON object; None if the file is missing.
 
     Raises:
         OutputError: it cannot be read.
